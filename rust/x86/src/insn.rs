@@ -78,9 +78,14 @@ pub enum Operand {
     #[default]
     None,
     /// General register 0 (RAX) to 15, low `size` bytes.
-    Gpr { reg: u8, size: u8 },
+    Gpr {
+        reg: u8,
+        size: u8,
+    },
     /// AH, CH, DH, BH as `reg` 0 to 3 (no REX).
-    High { reg: u8 },
+    High {
+        reg: u8,
+    },
     Seg(Seg),
     Cr(u8),
     Dr(u8),
@@ -90,11 +95,17 @@ pub enum Operand {
     Xmm(u8),
     Ymm(u8),
     /// The operand in memory described by [`Insn::mem`]; size 0 where the operand has none (LEA, INVLPG).
-    Mem { size: u16 },
+    Mem {
+        size: u16,
+    },
     /// [`Insn::imm`], already extended to the operation's size by the rule of its encoding.
-    Imm { size: u8 },
+    Imm {
+        size: u8,
+    },
     /// [`Insn::imm2`], the second immediate (ENTER, EXTRQ) zero-extended.
-    Imm2 { size: u8 },
+    Imm2 {
+        size: u8,
+    },
     /// Relative branch: the target is next RIP + [`Insn::imm`] as signed, wrapped at the operand size.
     Rel,
     /// Far pointer in the code: selector in [`Insn::imm2`], offset in [`Insn::imm`].
