@@ -1,0 +1,65 @@
+"""Everything trapgate raises on purpose, as one tree under `TrapgateError`.
+
+A message is one sentence that says what was wrong and, where it can be known, what to do. What a guest does
+to itself is an exit (see `trapgate.exits`), not an exception.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "ConfigError",
+    "ExpectTimeout",
+    "GuestError",
+    "HostUnavailable",
+    "ImageError",
+    "InternalError",
+    "MemoryAccessError",
+    "StateError",
+    "TrapgateError",
+]
+
+
+class TrapgateError(Exception):
+    """Base of all errors of this package."""
+
+
+class ConfigError(TrapgateError, ValueError):
+    """A machine cannot be built from what was given: a wrong value, a missing or damaged file."""
+
+
+class StateError(TrapgateError, RuntimeError):
+    """The call does not fit the machine's state, such as running one that is closed."""
+
+
+class MemoryAccessError(TrapgateError, LookupError):
+    """A guest address that is asked for is not there."""
+
+
+class ImageError(TrapgateError, OSError):
+    """A guest image could not be fetched or built."""
+
+
+class HostUnavailable(TrapgateError, OSError):
+    """The host lacks something that was asked for, such as memory or KVM."""
+
+
+class InternalError(TrapgateError, RuntimeError):
+    """The monitor found itself in a state that it must never be in; please report it."""
+
+
+class GuestError(TrapgateError):
+    """The guest ended in a way that the caller said it must not."""
+
+
+class ExpectTimeout(TrapgateError, TimeoutError):
+    """The console did not show the expected text in time."""
+
+    def __init__(self, message: str, tail: str = "") -> None:
+        super().__init__(message)
+        #: The end of what the console did show.
+        self.tail = tail
+
+    def __str__(self) -> str:
+        if not self.tail:
+            return str(self.args[0])
+        return f"{self.args[0]}; the console ends with:\n{self.tail}"
