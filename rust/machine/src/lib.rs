@@ -1,1 +1,4 @@
-//! placeholder
+//! Boards, loaders, run loop and time.
+
+pub mod boot;
+pub mod firmware;

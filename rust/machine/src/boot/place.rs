@@ -1,0 +1,112 @@
+//! Gives every piece of a boot image its place in guest memory, and keeps them apart.
+
+use super::image::{Bytes, Segment};
+use super::{BootError, MemoryMap};
+use crate::firmware::layout;
+
+/// The pieces placed so far.
+#[derive(Debug)]
+pub(super) struct Placer<'a> {
+    memory: &'a MemoryMap,
+    segments: Vec<Segment<'a>>,
+    /// What is taken, segments included: (what, start, end).
+    taken: Vec<(&'static str, u64, u64)>,
+}
+
+/// The first page is left to the interrupt vectors and the BIOS data area.
+const LOW_START: u64 = layout::PAGE;
+
+impl<'a> Placer<'a> {
+    pub(super) fn new(memory: &'a MemoryMap) -> Self {
+        Self { memory, segments: Vec::new(), taken: Vec::new() }
+    }
+
+    /// Keeps `start..start + size` for something that the kernel itself will put there.
+    pub(super) fn claim(&mut self, what: &'static str, start: u64, size: u64) -> Result<(), BootError> {
+        let end = start.saturating_add(size);
+        if !self.memory.is_usable(start, end) {
+            return Err(BootError::OutsideMemory { what, start, end, low_end: self.memory.low_end() });
+        }
+        if size == 0 {
+            return Ok(());
+        }
+        if let Some(&(first, begin, _)) = self.taken.iter().find(|&&(_, s, e)| start < e && s < end) {
+            return Err(BootError::Overlap { first, second: what, address: begin.max(start) });
+        }
+        self.taken.push((what, start, end));
+        Ok(())
+    }
+
+    /// Places a segment where it says.
+    pub(super) fn fixed(&mut self, segment: Segment<'a>) -> Result<(), BootError> {
+        self.claim(segment.what, segment.address, segment.size)?;
+        self.segments.push(segment);
+        Ok(())
+    }
+
+    /// Places a small piece at the lowest free address of base memory.
+    pub(super) fn low(
+        &mut self,
+        what: &'static str,
+        bytes: impl Into<Bytes<'a>>,
+        align: u64,
+    ) -> Result<u64, BootError> {
+        let bytes = bytes.into();
+        self.low_with(what, bytes.len() as u64, align, |_| bytes)
+    }
+
+    /// The same for a piece of `size` bytes that contains its own address.
+    pub(super) fn low_with<B: Into<Bytes<'a>>>(
+        &mut self,
+        what: &'static str,
+        size: u64,
+        align: u64,
+        make: impl FnOnce(u64) -> B,
+    ) -> Result<u64, BootError> {
+        let mut start = LOW_START.next_multiple_of(align);
+        while let Some(end) =
+            self.taken.iter().filter(|t| start < t.2 && t.1 < start + size).map(|t| t.2).max()
+        {
+            start = end.next_multiple_of(align);
+        }
+        if start.saturating_add(size) > layout::EBDA {
+            return Err(BootError::NoRoom { what, size, floor: LOW_START, ceiling: layout::EBDA });
+        }
+        self.claim(what, start, size)?;
+        self.segments.push(Segment { what, address: start, bytes: make(start).into(), size });
+        Ok(start)
+    }
+
+    /// Places a piece page-aligned at the highest free address below `ceiling`, above every other piece below it and
+    /// above the first MiB.
+    pub(super) fn high(
+        &mut self,
+        what: &'static str,
+        bytes: &'a [u8],
+        ceiling: u64,
+    ) -> Result<u64, BootError> {
+        let size = bytes.len() as u64;
+        let mut top = ceiling.min(self.memory.low_usable_end());
+        let floor = self.taken.iter().map(|t| t.2).filter(|&end| end <= top).max().unwrap_or(0);
+        let no_room = BootError::NoRoom { what, size, floor: floor.max(layout::HIGH_MEMORY), ceiling: top };
+        loop {
+            let Some(start) = top.checked_sub(size).map(|start| start & !(layout::PAGE - 1)) else {
+                return Err(no_room);
+            };
+            if start < layout::HIGH_MEMORY {
+                return Err(no_room);
+            }
+            match self.taken.iter().filter(|t| start < t.2 && t.1 < start + size).map(|t| t.1).min() {
+                Some(taken) => top = taken,
+                None => {
+                    self.fixed(Segment::new(what, start, bytes))?;
+                    return Ok(start);
+                }
+            }
+        }
+    }
+
+    pub(super) fn into_segments(self) -> Vec<Segment<'a>> {
+        self.segments
+    }
+}
