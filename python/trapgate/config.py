@@ -1,0 +1,192 @@
+"""What a machine is made of, as plain values that are checked when they are written down.
+
+A config holds no machine: it can be compared, pickled, changed with `replace` and used any number of times.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Self, TypeAlias, get_args
+
+from trapgate.errors import ConfigError
+
+__all__ = [
+    "Clock",
+    "CpuModel",
+    "Engine",
+    "Machine",
+    "Mode",
+    "Protocol",
+    "Source",
+    "format_size",
+    "parse_size",
+]
+
+Mode: TypeAlias = Literal["full", "para", "hardware"]
+Engine: TypeAlias = Literal["auto", "interpreter", "translator"]
+Clock: TypeAlias = Literal["real", "virtual"]
+CpuModel: TypeAlias = Literal["x86-64-v2"]
+Protocol: TypeAlias = Literal["auto", "linux64", "linux32", "pvh", "multiboot"]
+
+#: A file by name, or its contents.
+Source: TypeAlias = "str | os.PathLike[str] | bytes"
+
+_MIB = 1 << 20
+_UNITS = {"": 1, "K": 1 << 10, "M": _MIB, "G": 1 << 30, "T": 1 << 40}
+_SIZE = re.compile(r"\s*(\d{1,20})\s*([KMGT]?)(?:i?B)?\s*", re.IGNORECASE)
+
+#: Below the first megabyte lies what every PC has there; a kernel needs something above it.
+_SMALLEST_MEMORY = 2 * _MIB
+
+
+def parse_size(value: int | str, what: str = "size") -> int:
+    """Give a number of bytes from an int or from text such as "512M" (powers of 1024)."""
+    if isinstance(value, bool) or not isinstance(value, (int, str)):
+        raise ConfigError(f"{what} is {value!r}; it must be a number of bytes or text such as 512M")
+    if isinstance(value, int):
+        return value
+    match = _SIZE.fullmatch(value)
+    if match is None:
+        raise ConfigError(f"{what} is {value!r}; it must be a number of bytes or text such as 512M")
+    return int(match[1]) * _UNITS[match[2].upper()]
+
+
+def format_size(size: int) -> str:
+    """Give a number of bytes as text: in the largest unit that divides it, or rounded to a tenth."""
+    for unit in ("T", "G", "M", "K"):
+        if size >= _UNITS[unit]:
+            whole, rest = divmod(size, _UNITS[unit])
+            return f"{whole}{unit}" if rest == 0 else f"{size / _UNITS[unit]:.1f}{unit}"
+    return f"{size} bytes"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Machine:
+    """A PC and what it starts.
+
+    `kernel` is a bzImage, an ELF file or a multiboot image, `initrd` what holds its first files, `append`
+    its command line. Files are read when a `VM` is made of the config.
+    """
+
+    kernel: Source
+    initrd: Source | None = None
+    append: str = ""
+    #: How the kernel expects to be started; "auto" goes by the file.
+    protocol: Protocol = "auto"
+    #: RAM, as a number of bytes or text such as "512M".
+    memory: int | str = "512M"
+    mode: Mode = "full"
+    engine: Engine = "auto"
+    cpu: CpuModel = "x86-64-v2"
+    #: "real" follows the host's time; "virtual" counts instructions, and the same run twice is identical.
+    clock: Clock = "real"
+    #: What the machine's randomness starts from; by default fresh, and 0 with the virtual clock.
+    seed: int | None = None
+    #: Bytes written to port E9h come out at the host.
+    debug_console: bool = False
+    #: A write to port F4h ends the machine, with (value << 1) | 1 as its status.
+    debug_exit: bool = False
+
+    def __post_init__(self) -> None:
+        for name, choices in _CHOICES.items():
+            value = getattr(self, name)
+            if value not in choices:
+                raise ConfigError(f"{name} is {value!r}; it must be one of: {', '.join(choices)}")
+        for (name, value), instead in _ABSENT.items():
+            if getattr(self, name) == value:
+                raise ConfigError(f"{name} {value!r} is not in this version of trapgate; use {instead!r}")
+        for name in ("kernel", "initrd"):
+            _check_source(name, getattr(self, name), optional=name == "initrd")
+        if not isinstance(self.append, str) or "\0" in self.append:
+            raise ConfigError("append must be text without NUL characters")
+        if self.seed is not None and not 0 <= self.seed < 1 << 64:
+            raise ConfigError(f"seed is {self.seed}; it must fit into 64 bits")
+        _check_memory(self.memory_bytes, self.memory)
+
+    @property
+    def memory_bytes(self) -> int:
+        """RAM in bytes."""
+        return parse_size(self.memory, "memory")
+
+    @classmethod
+    def from_image(cls, name: str, **changes: Any) -> Self:
+        """Give the machine of a named image, fetched if need be; `append` is added to the image's own."""
+        from trapgate import images
+
+        image = images.pull(name)
+        append = " ".join(part for part in (image.append, changes.pop("append", "")) if part)
+        return cls(**{"kernel": image.kernel, "initrd": image.initrd, "append": append, **changes})
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Give the machine that a mapping of field names to values describes."""
+        known = {field.name for field in dataclasses.fields(cls)}
+        if unknown := sorted(set(values) - known):
+            raise ConfigError(f"a machine has no {unknown[0]!r}; it has: {', '.join(sorted(known))}")
+        if "kernel" not in values:
+            raise ConfigError("a machine needs a kernel")
+        return cls(**values)
+
+    @classmethod
+    def from_toml(cls, path: str | os.PathLike[str]) -> Self:
+        """Read a machine from a TOML file; relative file names in it are relative to its folder."""
+        import tomllib
+
+        try:
+            values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ConfigError(f"cannot read {os.fspath(path)}: {error.strerror or error}") from error
+        except ValueError as error:
+            raise ConfigError(f"{os.fspath(path)} is not TOML: {error}") from error
+        folder = Path(path).parent
+        files = {
+            name: folder / values[name] for name in ("kernel", "initrd") if isinstance(values.get(name), str)
+        }
+        return cls.from_dict({**values, **files})
+
+    def replace(self, **changes: Any) -> Self:
+        """Give a copy in which some fields differ."""
+        return dataclasses.replace(self, **changes)
+
+
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "mode": get_args(Mode),
+    "engine": get_args(Engine),
+    "cpu": get_args(CpuModel),
+    "clock": get_args(Clock),
+    "protocol": get_args(Protocol),
+}
+
+# Names that are reserved for what this version does not have, and what to use instead.
+_ABSENT = {("engine", "translator"): "interpreter", ("mode", "para"): "full", ("mode", "hardware"): "full"}
+
+
+def _check_source(name: str, value: object, *, optional: bool) -> None:
+    if value is None and optional:
+        return
+    if not isinstance(value, (str, bytes, os.PathLike)):
+        raise ConfigError(f"{name} is {value!r}; it must be a file name or the file's bytes")
+    if isinstance(value, str) and not value:
+        raise ConfigError(f"{name} is an empty file name")
+
+
+def _check_memory(size: int, given: int | str) -> None:
+    if size < _SMALLEST_MEMORY:
+        raise ConfigError(f"memory is {given}; a machine needs at least {format_size(_SMALLEST_MEMORY)}")
+    if size % 4096:
+        raise ConfigError(f"memory is {given}; it must be a whole number of 4 KiB pages")
+    host = _host_memory()
+    if host is not None and size > host:
+        raise ConfigError(f"memory is {given}, more than the {format_size(host)} that this host has")
+
+
+def _host_memory() -> int | None:
+    """Give the host's RAM in bytes, where it can be known without help."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):
+        return None
