@@ -1,5 +1,11 @@
 //! x86 as data: decode, classification, registers, flags, CPUID and MSR tables. Nothing here has running state.
+pub mod decode;
 pub mod exception;
+pub mod features;
 pub mod insn;
+pub mod layout;
 pub mod op;
 pub mod regs;
+mod table;
+
+pub use table::Map;
