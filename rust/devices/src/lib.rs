@@ -16,6 +16,8 @@ pub mod bus;
 pub mod clock;
 pub mod line;
 pub mod pic;
+pub mod pit;
+pub mod port61;
 pub mod state;
 pub mod uart;
 

@@ -62,6 +62,11 @@ impl Output {
         self.set(true);
     }
 
+    /// The level last driven.
+    pub(crate) fn level(&self) -> bool {
+        self.level
+    }
+
     /// Takes over a restored level without driving the line.
     pub(crate) fn assume(&mut self, level: bool) {
         self.level = level;
