@@ -11,14 +11,24 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from trapgate import errors as errors
+    from trapgate import exits as exits
+    from trapgate import images as images
     from trapgate._core import __version__ as __version__
+    from trapgate._core import build_info as build_info
+    from trapgate.config import Machine as Machine
+    from trapgate.vm import VM as VM
 
-__all__ = ["__version__", "errors"]
+__all__ = ["VM", "Machine", "__version__", "build_info", "errors", "exits", "images"]
 
 # Public name -> the module it is taken from; a module listed under its own name is exported itself.
 _HOME = {
+    "VM": "trapgate.vm",
+    "Machine": "trapgate.config",
     "__version__": "trapgate._core",
+    "build_info": "trapgate._core",
     "errors": "trapgate.errors",
+    "exits": "trapgate.exits",
+    "images": "trapgate.images",
 }
 
 

@@ -1,0 +1,395 @@
+"""A machine that runs: made of a config, driven by `run`, left with a typed exit.
+
+Nothing here is global; any number of machines live in one process. Guest code runs without the interpreter lock,
+in slices short enough for signals and other threads to be served in between.
+"""
+
+from __future__ import annotations
+
+import enum
+import os
+import re
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self, TypeAlias, overload
+
+from trapgate import config, devices, exits
+from trapgate.console import Console, compile_pattern
+from trapgate.errors import ConfigError, StateError
+from trapgate.hooks import Hook, Hooks
+from trapgate.memory import Mapping, Memory, Translation
+from trapgate.registers import Registers
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from trapgate._core import Core
+
+__all__ = ["VM", "State", "Until"]
+
+#: What `VM.run` can be asked to stop at: text on the console, the address of an instruction, kinds of exits (others
+#: are passed over if the machine can go on after them), or a function of the machine, asked between slices.
+Until: TypeAlias = (
+    "str | re.Pattern[str] | int | type[exits.Exit] | tuple[type[exits.Exit], ...] | Callable[[VM], bool]"
+)
+
+#: How long guest code runs before Python looks around, in milliseconds.
+_SLICE = 20
+_FOREVER = (1 << 64) - 1
+_SECOND = 1_000_000_000
+
+
+class State(enum.Enum):
+    """Where a machine is in its life."""
+
+    CREATED = "created"
+    RUNNING = "running"
+    PAUSED = "paused"
+    STOPPED = "stopped"
+    CLOSED = "closed"
+
+
+class VM:
+    """A machine.
+
+    >>> with VM(Machine.from_image("debian-12")) as vm:  # doctest: +SKIP
+    ...     vm.console.expect("# ")
+    ...     vm.console.sendline("uname -a")
+    """
+
+    def __init__(self, machine: config.Machine) -> None:
+        from trapgate._core import Core
+
+        #: The config that the machine was made of.
+        self.config = machine
+        seed = machine.seed
+        if seed is None:
+            seed = 0 if machine.clock == "virtual" else secrets.randbits(64)
+        self._core_or_none: Core | None = Core(
+            memory=machine.memory_bytes,
+            cpu=machine.cpu,
+            kernel=_contents("kernel", machine.kernel),
+            initrd=None if machine.initrd is None else _contents("initrd", machine.initrd),
+            append=machine.append,
+            protocol=machine.protocol,
+            virtual_clock=machine.clock == "virtual",
+            seed=seed,
+            debug_console=machine.debug_console,
+            debug_exit=machine.debug_exit,
+        )
+        #: The exit after which the machine could not run on, if there was one.
+        self.ended: exits.Exit | None = None
+        self._started = False
+        self._running = threading.Lock()
+        #: The first serial port.
+        self.console = Console(self)
+        #: Registers, memory and hooks; see their classes.
+        self.regs = Registers(self._core)
+        self.mem = Memory(self._core)
+        self.on = Hooks(self._core)
+
+    # Life.
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the machine; once is enough. Its memory is given back when the last view of it is gone."""
+        core = self._core_or_none
+        if core is None:
+            return
+        core.stop()
+        with self._running:
+            self._core_or_none = None
+
+    @property
+    def state(self) -> State:
+        """Where the machine is in its life."""
+        if self._core_or_none is None:
+            return State.CLOSED
+        if self._running.locked():
+            return State.RUNNING
+        if self.ended is not None:
+            return State.STOPPED
+        return State.PAUSED if self._started else State.CREATED
+
+    @property
+    def _core(self) -> Core:
+        core = self._core_or_none
+        if core is None:
+            raise StateError("the machine is closed")
+        return core
+
+    # Running.
+
+    def run(
+        self,
+        *,
+        max_instructions: int | None = None,
+        until: Until | None = None,
+        timeout: float | None = None,
+        host_timeout: float | None = None,
+    ) -> exits.Exit:
+        """Run the guest and say why it no longer runs.
+
+        It runs until something happens that it cannot run on after, `stop` is called, or the first of the given
+        limits is reached: a number of instructions, a goal, seconds of the machine's clock, seconds of the host's.
+        Ctrl-C raises KeyboardInterrupt within a tenth of a second; the machine can be run on after it.
+        """
+        if self.ended is not None:
+            raise StateError(f"the machine cannot run on after {self.ended.kind}")
+        for name, value in (
+            ("max_instructions", max_instructions),
+            ("timeout", timeout),
+            ("host_timeout", host_timeout),
+        ):
+            if value is not None and value < 0:
+                raise ConfigError(f"{name} is {value}; it cannot be negative")
+        core = self._core
+        if not self._running.acquire(blocking=False):
+            raise StateError("the machine is running already")
+        try:
+            self._started = True
+            limit = _FOREVER if max_instructions is None else min(core.icount + max_instructions, _FOREVER)
+            deadline = _FOREVER if timeout is None else min(core.now + round(timeout * _SECOND), _FOREVER)
+            host_end = None if host_timeout is None else time.monotonic() + host_timeout
+            with self._goal(until) as goal:
+                result = self._slices(core, goal, limit, deadline, host_end)
+        finally:
+            self._running.release()
+        if isinstance(result, exits.FINAL):
+            self.ended = result
+        return result
+
+    def step(self, count: int = 1) -> exits.Exit:
+        """Run `count` instructions."""
+        return self.run(max_instructions=count)
+
+    def stop(self) -> None:
+        """End the current `run`, or the next one if there is none, with `Stopped`; from any thread."""
+        self._core.stop()
+
+    def _slices(
+        self, core: Core, goal: _Goal, limit: int, deadline: int, host_end: float | None
+    ) -> exits.Exit:
+        """Run slice after slice."""
+        if (result := goal.check(self)) is not None:
+            return result
+        while True:
+            milliseconds = _SLICE
+            if host_end is not None:
+                left = host_end - time.monotonic()
+                if left <= 0:
+                    return exits.TimedOut(**self._when())
+                milliseconds = max(1, min(_SLICE, int(left * 1000)))
+            try:
+                kind, first, second = core.run(limit, deadline, milliseconds, goal.watches_console)
+            finally:
+                self._drain(core)
+            self.on._dispatch()
+            if (result := goal.check(self)) is not None:
+                return result
+            if kind in _GO_ON:
+                continue
+            result = self._exit(kind, first, second)
+            if isinstance(result, exits.FINAL) or goal.accepts(result):
+                return result
+
+    def _drain(self, core: Core) -> None:
+        """Take the guest's output to whoever listens."""
+        data = core.console_take()
+        if data:
+            self.console._feed(data)
+            for listener in self.console.listeners:
+                listener(data)
+
+    def _when(self) -> dict[str, Any]:
+        return {"icount": self.icount, "now": self.now}
+
+    def _exit(self, kind: str, first: int, second: int) -> exits.Exit:
+        """Give the exit that the core's outcome stands for."""
+        when = self._when()
+        match kind:
+            case "budget":
+                return exits.BudgetExhausted(**when)
+            case "deadline":
+                return exits.TimedOut(**when)
+            case "stopped":
+                return exits.Stopped(**when)
+            case "halted":
+                return exits.Halted(**when)
+            case "shutdown":
+                return exits.Shutdown(**when)
+            case "reset":
+                return exits.Reset(**when)
+            case "triple_fault":
+                return exits.TripleFault(rip=first, vector=second, **when)
+            case "debug_exit":
+                return exits.DebugExit(value=first, **when)
+        what = kind.removeprefix("unsupported: ")
+        return exits.Unsupported(what=what, rip=first, **when)
+
+    @contextmanager
+    def _goal(self, until: Until | None) -> Iterator[_Goal]:
+        """Give what `until` asks for; an address is hooked for the time being."""
+        if isinstance(until, int) and not isinstance(until, bool):
+            with self.on.exec(until) as hook:
+                yield _Goal(hook=hook)
+        elif isinstance(until, (str, re.Pattern)):
+            yield _Goal(text=compile_pattern(until))
+        elif isinstance(until, (type, tuple)):
+            kinds = until if isinstance(until, tuple) else (until,)
+            if not all(isinstance(kind, type) and issubclass(kind, exits.Exit) for kind in kinds):
+                raise ConfigError(f"a machine cannot run until {until!r}; that is no kind of exit")
+            yield _Goal(kinds=kinds)
+        elif until is None or callable(until):
+            yield _Goal(condition=until)
+        else:
+            raise ConfigError(f"a machine cannot run until {until!r}")
+
+    # Looking and touching.
+
+    @property
+    def icount(self) -> int:
+        """Instructions completed since the machine was made."""
+        return self._core.icount
+
+    @property
+    def now(self) -> float:
+        """The machine's time in seconds since it was made."""
+        return self._core.now / _SECOND
+
+    @property
+    def stats(self) -> dict[str, int]:
+        """Counts of what the machine has done so far."""
+        return self._core.stats()
+
+    def digest(self) -> str:
+        """Give a hash of registers, RAM and devices: equal for equal machines."""
+        return self._core.digest().hex()
+
+    @overload
+    def translate(self, linear: int) -> Translation: ...
+    @overload
+    def translate(self, linear: npt.ArrayLike) -> npt.NDArray[np.uint64]: ...
+    def translate(self, linear: int | npt.ArrayLike) -> Translation | npt.NDArray[np.uint64]:
+        """Give where a linear address leads and every step of the walk.
+
+        Of an array of addresses, give the physical addresses; where nothing is mapped, `memory.UNMAPPED`.
+        """
+        if isinstance(linear, int):
+            return Translation.from_core(self._core.translate(linear))
+        import numpy as np
+
+        addresses = np.ascontiguousarray(linear, dtype=np.uint64)
+        found = np.frombuffer(self._core.translate_many(addresses.data), dtype=np.uint64)
+        return found.reshape(addresses.shape)
+
+    def mappings(self) -> list[Mapping]:
+        """List the current address space."""
+        return [
+            Mapping(
+                linear=linear,
+                physical=physical,
+                size=size,
+                writable=bool(flags & 1),
+                user=bool(flags & 2),
+                executable=bool(flags & 4),
+            )
+            for linear, physical, size, flags in self._core.mappings()
+        ]
+
+    def attach(
+        self,
+        device: devices.Device,
+        *,
+        ports: int | None = None,
+        mmio: int | None = None,
+        size: int | None = None,
+        irq: int | None = None,
+    ) -> devices.Line | None:
+        """Put a device written in Python on I/O ports or into the physical address space.
+
+        With `irq`, the interrupt line of that number is given back, and to the device's `connect` if it has one.
+        """
+        devices.attach(self._core, device, ports, mmio, size)
+        if irq is None:
+            return None
+        if not 0 <= irq <= 23:
+            raise ConfigError(f"there is no interrupt line {irq}; they go up to 23")
+        line = devices.Line(self._core, irq)
+        if callable(connect := getattr(device, "connect", None)):
+            connect(line)
+        return line
+
+    def debug_output(self) -> bytes:
+        """Give what the guest has written to the debug console since the last call."""
+        return self._core.debug_take()
+
+    def _console_send(self, data: bytes) -> None:
+        self._core.console_send(data)
+
+    def __repr__(self) -> str:
+        return (
+            f"<VM {self.state.value}>"
+            if self.state is State.CLOSED
+            else f"<VM {self.state.value} icount={self.icount}>"
+        )
+
+
+# Outcomes of a slice that are no exits: time for Python to look around, hooks to serve, output to match.
+_GO_ON = frozenset({"slice", "hook", "console"})
+
+
+class _Goal:
+    """What a run is to reach."""
+
+    def __init__(
+        self,
+        *,
+        text: re.Pattern[str] | None = None,
+        hook: Hook[Any] | None = None,
+        kinds: tuple[type[exits.Exit], ...] = (),
+        condition: Callable[[VM], bool] | None = None,
+    ) -> None:
+        self._text = text
+        self._hook = hook
+        self._kinds = kinds
+        self._condition = condition
+        self.watches_console = text is not None
+
+    def check(self, vm: VM) -> exits.Exit | None:
+        """Give the exit that says that the goal is reached, if it is."""
+        if self._text is not None and (found := vm.console._search_new(self._text)):
+            return exits.Expected(text=found[0], **vm._when())
+        if self._hook is not None and self._hook.hits:
+            return exits.Breakpoint(rip=vm.regs.rip, **vm._when())
+        if self._condition is not None and self._condition(vm):
+            return exits.Satisfied(**vm._when())
+        return None
+
+    def accepts(self, result: exits.Exit) -> bool:
+        """Say whether the run ends with `result`, which the machine could run on after."""
+        limit = (exits.BudgetExhausted, exits.TimedOut, exits.Stopped)
+        return not self._kinds or isinstance(result, (*self._kinds, *limit))
+
+
+def _contents(name: str, source: config.Source) -> bytes:
+    """Give the bytes of a kernel or an initrd."""
+    if isinstance(source, bytes):
+        return source
+    path = Path(os.fspath(source))
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"cannot read the {name} {path}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise ConfigError(f"cannot read the {name} {str(path)!r}: {error}") from error
