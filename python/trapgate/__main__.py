@@ -1,0 +1,5 @@
+"""`python -m trapgate`: the command."""
+
+from trapgate.cli import main
+
+main()
