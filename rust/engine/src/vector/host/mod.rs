@@ -1,0 +1,106 @@
+//! The floating-point unit of an x86-64 host as executor: the guest's control word stands in the host's register for
+//! the few instructions of one assembly block and never outside it. Only this folder may hold `unsafe` code.
+#![allow(unsafe_code)]
+
+mod sse;
+mod x87;
+
+use super::fp::{
+    Arith, Convert, Estimate, Form, FpUnit, SseResult, X87Arith, X87Binary, X87Result, X87Source, X87Stored,
+    X87Target, X87Unary,
+};
+use super::state::F80;
+
+/// The host's unit. SSE operations with unmasked exceptions, which would trap on the host, go to [`SoftFp`].
+#[derive(Clone, Copy, Debug)]
+pub struct HostFp {
+    /// The host has ROUNDPS and its kin.
+    sse41: bool,
+}
+
+impl HostFp {
+    pub fn new() -> HostFp {
+        HostFp { sse41: std::arch::is_x86_feature_detected!("sse4.1") }
+    }
+}
+
+impl Default for HostFp {
+    fn default() -> HostFp {
+        HostFp::new()
+    }
+}
+
+/// Runs the operation on the host with all exceptions masked; if that may differ from what the guest's masks ask for,
+/// in software.
+#[inline(always)]
+fn masked_or_soft(mxcsr: u32, run: impl FnOnce() -> SseResult) -> SseResult {
+    use super::fp::mxcsr::{MASK_SHIFT, MASKS};
+    if mxcsr & MASKS == MASKS {
+        return run();
+    }
+    // With an early exception unmasked, no result is computed and no other flag set (SDM vol. 1, 11.5.2.3).
+    let result = run();
+    let early = result.flags & 7;
+    if early & !(mxcsr >> MASK_SHIFT) != 0 { SseResult { flags: early, ..result } } else { result }
+}
+
+impl FpUnit for HostFp {
+    #[inline(always)]
+    fn arith(&self, op: Arith, form: Form, a: u128, b: u128, mxcsr: u32) -> SseResult {
+        masked_or_soft(mxcsr, || sse::arith(op, form, a, b, mxcsr))
+    }
+
+    #[inline(always)]
+    fn sqrt(&self, form: Form, a: u128, b: u128, mxcsr: u32) -> SseResult {
+        masked_or_soft(mxcsr, || sse::sqrt(form, a, b, mxcsr))
+    }
+
+    #[inline(always)]
+    fn compare(&self, predicate: u8, form: Form, a: u128, b: u128, mxcsr: u32) -> SseResult {
+        masked_or_soft(mxcsr, || sse::compare(predicate, form, a, b, mxcsr))
+    }
+
+    #[inline(always)]
+    fn order(&self, quiet: bool, double: bool, a: u128, b: u128, mxcsr: u32) -> SseResult {
+        masked_or_soft(mxcsr, || sse::order(quiet, double, a, b, mxcsr))
+    }
+
+    fn round(&self, control: u8, form: Form, a: u128, b: u128, mxcsr: u32) -> SseResult {
+        assert!(self.sse41, "ROUNDPS needs a host with SSE4.1");
+        // SAFETY: SSE4.1 was detected when this value was made.
+        masked_or_soft(mxcsr, || unsafe { sse::round(control, form, a, b, mxcsr) })
+    }
+
+    #[inline(always)]
+    fn convert(&self, op: Convert, a: u128, b: u128, mxcsr: u32) -> SseResult {
+        masked_or_soft(mxcsr, || sse::convert(op, a, b, mxcsr))
+    }
+
+    fn estimate(&self, op: Estimate, form: Form, a: u128, b: u128, mxcsr: u32) -> u128 {
+        sse::estimate(op, form, a, b, mxcsr)
+    }
+
+    fn x87_arith(&self, op: X87Arith, a: F80, b: X87Source, fcw: u16) -> X87Result {
+        x87::arith(op, a, b, fcw)
+    }
+
+    fn x87_compare(&self, quiet: bool, a: F80, b: X87Source, fcw: u16) -> u16 {
+        x87::compare(quiet, a, b, fcw)
+    }
+
+    fn x87_load(&self, source: X87Source, fcw: u16) -> X87Result {
+        x87::load(source, fcw)
+    }
+
+    fn x87_store(&self, target: X87Target, a: F80, fcw: u16) -> X87Stored {
+        x87::store(target, a, fcw)
+    }
+
+    fn x87_unary(&self, op: X87Unary, a: F80, fcw: u16) -> X87Result {
+        x87::unary(op, a, fcw)
+    }
+
+    fn x87_binary(&self, op: X87Binary, st0: F80, st1: F80, fcw: u16) -> X87Result {
+        x87::binary(op, st0, st1, fcw)
+    }
+}
