@@ -18,6 +18,7 @@ pub mod line;
 pub mod pic;
 pub mod pit;
 pub mod port61;
+pub mod rtc;
 pub mod state;
 pub mod uart;
 
