@@ -1,6 +1,10 @@
 //! Reads ELF executables: header, program headers and notes, for both word sizes (System V gABI, chapters 4 and 5).
 
 use super::BootError;
+use super::image::{Bytes, Segment};
+use super::place::Placer;
+
+const KERNEL: &str = "the kernel";
 
 const MAGIC: &[u8] = b"\x7fELF";
 const CLASS_32: u8 = 1;
@@ -166,6 +170,20 @@ impl<'a> Elf<'a> {
         self.headers.iter().filter(|header| header.kind == SEGMENT_LOAD && header.memsz > 0)
     }
 
+    /// Places every segment at its physical address; `file` is what was parsed.
+    pub(super) fn place(&self, placer: &mut Placer<'a>, file: &'a [u8]) -> Result<(), BootError> {
+        for header in self.loads() {
+            let bytes = Bytes::Borrowed(&file[Self::file_range(header)]);
+            placer.fixed(Segment { what: KERNEL, address: header.paddr, bytes, size: header.memsz })?;
+        }
+        Ok(())
+    }
+
+    /// Whether a segment covers the physical address `address`.
+    pub(super) fn is_loaded(&self, address: u64) -> bool {
+        self.loads().any(|header| contains(header.paddr, header, address))
+    }
+
     /// Where `header`'s bytes lie in the file; checked when the headers were read.
     pub(super) fn file_range(header: &ProgramHeader) -> std::ops::Range<usize> {
         header.offset as usize..(header.offset + header.filesz) as usize
@@ -173,7 +191,7 @@ impl<'a> Elf<'a> {
 
     /// The entry point as a physical address if it is one: a Linux kernel's linker script makes it so.
     pub(super) fn physical_entry(&self) -> Option<u64> {
-        self.loads().any(|header| contains(header.paddr, header, self.entry)).then_some(self.entry)
+        self.is_loaded(self.entry).then_some(self.entry)
     }
 
     /// The entry point as a virtual address, translated by the segment that holds it.
@@ -182,12 +200,17 @@ impl<'a> Elf<'a> {
         header.paddr.checked_add(self.entry - header.vaddr)
     }
 
-    /// The descriptor of the first note with this owner and type.
-    pub(super) fn note(&self, owner: &[u8], kind: u32) -> Option<&'a [u8]> {
+    /// The descriptor of the first note with this owner and, if one is given, this type.
+    pub(super) fn note(&self, owner: &[u8], kind: Option<u32>) -> Option<&'a [u8]> {
         self.headers
             .iter()
             .filter(|header| header.kind == SEGMENT_NOTE)
             .find_map(|header| find_note(self.file.get(Self::file_range(header))?, header.align, owner, kind))
+    }
+
+    /// Whether this is a Linux kernel, by the notes that every build of one leaves (since 4.18).
+    pub(super) fn is_linux(&self) -> bool {
+        self.note(b"Linux", None).is_some()
     }
 }
 
@@ -201,7 +224,7 @@ fn contains(start: u64, header: &ProgramHeader, address: u64) -> bool {
 
 /// Walks the notes of one segment. The name and the descriptor are each padded to 4 bytes, or to 8 in segments that ask
 /// for such alignment.
-fn find_note<'a>(mut notes: &'a [u8], align: u64, owner: &[u8], kind: u32) -> Option<&'a [u8]> {
+fn find_note<'a>(mut notes: &'a [u8], align: u64, owner: &[u8], kind: Option<u32>) -> Option<&'a [u8]> {
     let align = if align == 8 { 8 } else { 4 };
     while notes.len() >= 12 {
         let name_size = u32_at(notes, 0)? as usize;
@@ -211,7 +234,8 @@ fn find_note<'a>(mut notes: &'a [u8], align: u64, owner: &[u8], kind: u32) -> Op
         let desc_start = name_end.checked_next_multiple_of(align)?;
         let desc_end = desc_start.checked_add(desc_size)?;
         let desc = notes.get(desc_start..desc_end)?;
-        if u32_at(notes, 8)? == kind && name.strip_suffix(b"\0").unwrap_or(name) == owner {
+        let of_kind = kind.is_none_or(|kind| u32_at(notes, 8) == Some(kind));
+        if of_kind && name.strip_suffix(b"\0").unwrap_or(name) == owner {
             return Some(desc);
         }
         notes = notes.get(desc_end.checked_next_multiple_of(align)?..)?;

@@ -3,7 +3,7 @@
 use super::BootError;
 use super::image::{Entry, Mode, SegmentRegister, TableRegister};
 use super::place::Placer;
-use crate::firmware::layout::PAGE;
+use crate::firmware::layout::{FOUR_GIB, PAGE};
 
 /// Encodings of the general registers.
 pub(super) const RAX: usize = 0;
@@ -63,6 +63,10 @@ fn identity_map(base: u64) -> Vec<u8> {
 
 /// Places a descriptor table and gives a state with flat segments, paging off.
 fn flat_state(placer: &mut Placer<'_>, rip: u64, code: u16) -> Result<Entry, BootError> {
+    if rip >= FOUR_GIB {
+        // Neither mode could fetch from there: one has 32 bits, the other's map ends there.
+        return Err(BootError::Malformed { what: "the entry point, not below 4 GiB,", value: rip });
+    }
     let table = global_descriptor_table(code);
     let limit = (table.len() - 1) as u16;
     let base = placer.low("the descriptor table", table, PAGE)?;

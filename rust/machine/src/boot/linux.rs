@@ -171,10 +171,7 @@ pub(super) fn load_elf<'a>(request: &BootRequest<'a>, elf: &Elf<'a>) -> Result<B
         });
     };
     let mut placer = Placer::new(request.memory);
-    for header in elf.loads() {
-        let bytes = Bytes::Borrowed(&request.kernel[Elf::file_range(header)]);
-        placer.fixed(Segment { what: KERNEL, address: header.paddr, bytes, size: header.memsz })?;
-    }
+    elf.place(&mut placer, request.kernel)?;
     let header = synthetic_header();
     let start = Start {
         protocol,

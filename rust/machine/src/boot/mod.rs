@@ -5,11 +5,9 @@
 //!
 //! 1. a Linux bzImage: its kernel is decompressed here and started by the 64-bit (or, for a 32-bit kernel, 32-bit)
 //!    protocol; where that could differ from what its own decompressor does, the decompressor runs in the guest;
-//! 2. an ELF file with a multiboot header (not found in Linux kernels): multiboot;
-//! 3. an ELF64 file that is a Linux kernel: the Linux 64-bit protocol;
-//! 4. an ELF file with a PVH entry note: PVH;
-//! 5. an ELF file for x86-64 without any of these: the Linux 64-bit protocol;
-//! 6. any other file with a multiboot header: multiboot.
+//! 2. a file with a multiboot header, ELF or not (Linux kernels have none): multiboot;
+//! 3. an ELF file with a PVH entry note that is not a Linux kernel: PVH;
+//! 4. any other ELF file: the Linux protocol of its word size.
 //!
 //! Nothing here depends on the host's architecture, and every number of a file is checked before it is used.
 
@@ -21,7 +19,9 @@ mod error;
 mod image;
 mod linux;
 mod memory;
+mod multiboot;
 mod place;
+mod pvh;
 
 use std::fmt;
 use std::str::FromStr;
@@ -100,6 +100,16 @@ pub struct Module<'a> {
     pub command_line: &'a str,
 }
 
+impl Module<'_> {
+    /// Its command line with the terminating NUL.
+    fn command_line(&self) -> Result<Vec<u8>, BootError> {
+        terminated(self.command_line, MODULE_COMMAND_LINE_LIMIT)
+    }
+}
+
+/// The longest command line of a module: there is no other bound than the space below 640 KiB.
+const MODULE_COMMAND_LINE_LIMIT: u64 = 2047;
+
 /// What to boot, and in which memory.
 #[derive(Debug, Clone)]
 pub struct BootRequest<'a> {
@@ -141,17 +151,27 @@ impl<'a> BootRequest<'a> {
     /// # Errors
     /// When it is longer than `limit` bytes without the NUL, or contains one.
     fn command_line(&self, limit: u64) -> Result<Vec<u8>, BootError> {
-        let line = self.command_line.as_bytes();
-        if let Some(offset) = line.iter().position(|&byte| byte == 0) {
-            return Err(BootError::CommandLineNul { offset: offset as u64 });
-        }
-        if line.len() as u64 > limit {
-            return Err(BootError::CommandLineTooLong { length: line.len() as u64, limit });
-        }
-        let mut bytes = line.to_vec();
-        bytes.push(0);
-        Ok(bytes)
+        terminated(self.command_line, limit)
     }
+
+    /// The initrd, if there is one, and the other modules.
+    fn all_modules(&self) -> impl Iterator<Item = Module<'a>> {
+        let initrd = self.initrd.map(|bytes| Module { bytes, command_line: "" });
+        initrd.into_iter().chain(self.modules.iter().copied())
+    }
+}
+
+fn terminated(line: &str, limit: u64) -> Result<Vec<u8>, BootError> {
+    let line = line.as_bytes();
+    if let Some(offset) = line.iter().position(|&byte| byte == 0) {
+        return Err(BootError::CommandLineNul { offset: offset as u64 });
+    }
+    if line.len() as u64 > limit {
+        return Err(BootError::CommandLineTooLong { length: line.len() as u64, limit });
+    }
+    let mut bytes = line.to_vec();
+    bytes.push(0);
+    Ok(bytes)
 }
 
 /// Makes the boot image for a request.
@@ -167,11 +187,27 @@ pub fn load<'a>(request: &BootRequest<'a>) -> Result<BootImage<'a>, BootError> {
             }
         };
     }
-    if let Some(elf) = elf::Elf::parse(request.kernel)? {
-        return match request.protocol {
-            Protocol::Auto | Protocol::Linux64 | Protocol::Linux32 => linux::load_elf(request, &elf),
-            protocol => Err(BootError::Unsuitable { protocol, reason: "the ELF file has no such entry" }),
-        };
+    let multiboot = multiboot::find(request.kernel);
+    if let (Protocol::Auto | Protocol::Multiboot, Some(header)) = (request.protocol, multiboot) {
+        return multiboot::load(request, header);
     }
-    Err(BootError::NotAKernel { size: request.kernel.len() as u64 })
+    let Some(elf) = elf::Elf::parse(request.kernel)? else {
+        if multiboot.is_some() {
+            let reason = "the file is a flat multiboot image";
+            return Err(BootError::Unsuitable { protocol: request.protocol, reason });
+        }
+        return Err(BootError::NotAKernel { size: request.kernel.len() as u64 });
+    };
+    let pvh = pvh::entry_point(&elf);
+    match (request.protocol, pvh) {
+        (Protocol::Auto, Some(entry)) if !elf.is_linux() => pvh::load(request, &elf, entry),
+        (Protocol::Pvh, Some(entry)) => pvh::load(request, &elf, entry),
+        (Protocol::Auto | Protocol::Linux64 | Protocol::Linux32, _) => linux::load_elf(request, &elf),
+        (protocol @ Protocol::Pvh, None) => {
+            Err(BootError::Unsuitable { protocol, reason: "the ELF file has no PVH entry note" })
+        }
+        (protocol @ Protocol::Multiboot, _) => {
+            Err(BootError::Unsuitable { protocol, reason: "the file has no multiboot header" })
+        }
+    }
 }

@@ -106,7 +106,41 @@ impl<'a> Placer<'a> {
         }
     }
 
+    /// Places a piece page-aligned at the lowest free address above everything that lies above the first MiB, where kernels
+    /// expect their modules.
+    pub(super) fn above(&mut self, what: &'static str, bytes: &'a [u8]) -> Result<u64, BootError> {
+        let end = self.taken.iter().map(|t| t.2).max().unwrap_or(0);
+        let start = end.max(layout::HIGH_MEMORY).next_multiple_of(layout::PAGE);
+        let size = bytes.len() as u64;
+        let ceiling = self.memory.low_usable_end();
+        if start.saturating_add(size) > ceiling {
+            return Err(BootError::NoRoom { what, size, floor: start, ceiling });
+        }
+        self.fixed(Segment::new(what, start, bytes))?;
+        Ok(start)
+    }
+
     pub(super) fn into_segments(self) -> Vec<Segment<'a>> {
         self.segments
+    }
+}
+
+/// Little-endian bytes of a structure that the loader makes.
+#[derive(Debug, Default)]
+pub(super) struct Record(Vec<u8>);
+
+impl Record {
+    pub(super) fn u32(&mut self, value: u32) -> &mut Self {
+        self.0.extend_from_slice(&value.to_le_bytes());
+        self
+    }
+
+    pub(super) fn u64(&mut self, value: u64) -> &mut Self {
+        self.0.extend_from_slice(&value.to_le_bytes());
+        self
+    }
+
+    pub(super) fn into_bytes(self) -> Vec<u8> {
+        self.0
     }
 }
