@@ -75,9 +75,7 @@ fn opsize(layout: &Layout, row: &Row) -> u8 {
         1
     } else if row.has_flag(flag::NATIVE) {
         if long { 8 } else { 4 }
-    } else if row.has_flag(flag::FORCE64) && long {
-        8
-    } else if row.has_flag(flag::DEF64) && long && general == 4 {
+    } else if long && (row.has_flag(flag::FORCE64) || row.has_flag(flag::DEF64) && general == 4) {
         8
     } else if row.has_flag(flag::MAX4) {
         general.min(4)
@@ -106,7 +104,8 @@ fn build(bytes: &[u8], layout: &Layout, row: &Row) -> Result<Insn, DecodeError> 
     if memory {
         insn.mem = address(bytes, layout);
         if row.has_flag(flag::GATHER) {
-            check_gather(layout, row)?;
+            insn.mem.index = gather_index(layout)?;
+            insn.mem.scale = layout.sib >> 6;
         }
     }
     let mut builder = Builder { bytes, layout, memory, insn };
@@ -205,15 +204,19 @@ fn address(bytes: &[u8], layout: &Layout) -> Mem {
     mem
 }
 
-/// VSIB needs a SIB byte and 32- or 64-bit addressing; destination, index and mask must differ (SDM vol. 2, 2.3.12).
-fn check_gather(layout: &Layout, _row: &Row) -> Result<(), DecodeError> {
+fn register_of_vvvv(layout: &Layout) -> u8 {
+    if layout.bits == Bits::B64 { layout.vvvv } else { layout.vvvv & 7 }
+}
+
+/// The vector index of a gather. VSIB needs a SIB byte, and destination, index and mask must differ (SDM vol. 2, 2.3.12).
+fn gather_index(layout: &Layout) -> Result<u8, DecodeError> {
     let destination = layout.modrm >> 3 & 7 | layout.rex << 1 & 8;
     let index = layout.sib >> 3 & 7 | layout.rex << 2 & 8;
-    let mask = layout.vvvv;
+    let mask = register_of_vvvv(layout);
     if layout.sib_at == 0 || destination == index || destination == mask || index == mask {
         return Err(DecodeError::Invalid);
     }
-    Ok(())
+    Ok(index)
 }
 
 /// Turns operand codes into operands; displacement and immediates go to the instruction on the way.
@@ -236,6 +239,11 @@ impl Builder<'_> {
     /// Bytes of a general register by REX.W alone.
     fn y(&self) -> u8 {
         if self.layout.rex & 8 != 0 && self.long() { 8 } else { 4 }
+    }
+
+    /// The register of VEX.vvvv; its bit 3 is ignored outside 64-bit mode (SDM vol. 2, 2.3.5.6).
+    fn vvvv(&self) -> u8 {
+        register_of_vvvv(self.layout)
     }
 
     fn long(&self) -> bool {
@@ -327,12 +335,11 @@ impl Builder<'_> {
             Spec::Rm => Operand::Gpr { reg: self.rm(), size: self.native() },
             Spec::Gb => self.general(self.reg(), 1),
             Spec::Gw => self.general(self.reg(), 2),
-            Spec::Gd => self.general(self.reg(), 4),
             Spec::Gv => self.general(self.reg(), size),
             Spec::Gy => self.general(self.reg(), self.y()),
             Spec::Gm => self.general(self.reg(), self.native()),
             Spec::Ga => self.general(self.reg(), self.layout.addrsize),
-            Spec::By => Operand::Gpr { reg: self.layout.vvvv, size: self.y() },
+            Spec::By => Operand::Gpr { reg: self.vvvv(), size: self.y() },
             Spec::Zb => self.general(self.layout.opcode & 7 | self.layout.rex << 3 & 8, 1),
             Spec::Zv => self.general(self.layout.opcode & 7 | self.layout.rex << 3 & 8, size),
             Spec::Al => Operand::Gpr { reg: 0, size: 1 },
@@ -347,7 +354,6 @@ impl Builder<'_> {
             | Spec::Mq
             | Spec::Mt
             | Spec::Mx16
-            | Spec::Mx32
             | Spec::Mp
             | Spec::Ma
             | Spec::Ms
@@ -403,7 +409,6 @@ impl Builder<'_> {
             Spec::Mq | Spec::VsibQ => 8,
             Spec::Mt => 10,
             Spec::Mx16 => 16,
-            Spec::Mx32 => 32,
             Spec::Mp => size + 2,
             Spec::Ma => size * 2,
             Spec::Ms => u16::from(self.native()) + 2,
@@ -440,14 +445,13 @@ impl Builder<'_> {
             Spec::Wd => self.xmm(4),
             Spec::Ww => self.xmm(2),
             Spec::Wb => self.xmm(1),
-            Spec::H => Operand::Xmm(self.layout.vvvv),
-            Spec::L => Operand::Xmm(self.is4()),
+            Spec::H => Operand::Xmm(self.vvvv()),
             Spec::Vx => self.vector(self.reg()),
-            Spec::Hx => self.vector(self.layout.vvvv),
+            Spec::Hx => self.vector(self.vvvv()),
             Spec::Wx => self.vector_or_memory(self.x()),
             Spec::Lx => self.vector(self.is4()),
             Spec::Vy => Operand::Ymm(self.reg()),
-            Spec::Hy => Operand::Ymm(self.layout.vvvv),
+            Spec::Hy => Operand::Ymm(self.vvvv()),
             Spec::Wy if self.memory => Operand::Mem { size: 32 },
             Spec::Wy => Operand::Ymm(self.rm()),
             Spec::Wh => self.xmm(self.x() / 2),

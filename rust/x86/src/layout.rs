@@ -38,7 +38,7 @@ pub struct Layout {
     pub segment: Option<Seg>,
     /// W, R, X, B as bits 3 to 0, from REX, VEX or EVEX; not inverted.
     pub rex: u8,
-    /// VEX.vvvv, not inverted; 0 where there is none.
+    /// VEX.vvvv, not inverted; 0 where there is none. As a register number its bit 3 is ignored outside 64-bit mode.
     pub vvvv: u8,
     /// VEX.L, EVEX.L'L.
     pub vector_length: u8,
@@ -219,8 +219,8 @@ impl Layout {
                 }
                 Kind::Rex => break byte,
                 Kind::Lock => self.prefixes |= Prefixes::LOCK,
-                Kind::Repne => self.prefixes = self.prefixes - Prefixes::REP | Prefixes::REPNE,
-                Kind::Rep => self.prefixes = self.prefixes - Prefixes::REPNE | Prefixes::REP,
+                Kind::Repne => self.prefixes = (self.prefixes - Prefixes::REP) | Prefixes::REPNE,
+                Kind::Rep => self.prefixes = (self.prefixes - Prefixes::REPNE) | Prefixes::REP,
                 Kind::Opsize => self.prefixes |= Prefixes::OPSIZE,
                 Kind::Addrsize => self.prefixes |= Prefixes::ADDRSIZE,
                 Kind::Segment if long => {}
@@ -283,10 +283,6 @@ impl Layout {
     fn set_vex_bits(&mut self, rex: u8, second: u8) {
         self.rex = if self.bits == Bits::B64 { rex } else { rex & 8 };
         self.vvvv = !(second >> 3) & 0xf;
-        if self.bits != Bits::B64 {
-            // Bit 3 of the register number is ignored there (SDM vol. 2, 2.3.5.6).
-            self.vvvv &= 7;
-        }
         self.pp = second & 3;
     }
 

@@ -62,7 +62,7 @@ const COUNT: usize = {
 };
 
 /// All rows in one array, each with its map.
-const FLAT: [Row; COUNT] = {
+pub(crate) static ROWS: [Row; COUNT] = {
     let mut flat = [TABLES[0].1[0][0]; COUNT];
     let (mut count, mut table) = (0, 0);
     while table < TABLES.len() {
@@ -83,13 +83,11 @@ const FLAT: [Row; COUNT] = {
     flat
 };
 
-pub(crate) static ROWS: [Row; COUNT] = FLAT;
-
 const fn immediate(row: &Row) -> u16 {
     let (mut kind, mut n) = (0, 0);
     while n < 4 {
         kind = match row.specs[n] {
-            Spec::Ib | Spec::Ibs | Spec::Jb | Spec::L | Spec::Lx => attribute::BYTE,
+            Spec::Ib | Spec::Ibs | Spec::Jb | Spec::Lx => attribute::BYTE,
             Spec::Ib2 if row.specs[0] as u8 == Spec::Iw as u8 => attribute::WORD_BYTE,
             Spec::Ib2 => attribute::BYTES_SSE4A,
             Spec::Iw => attribute::WORD,
@@ -138,7 +136,7 @@ const OPCODES: [[u16; 256]; MAPS] = {
     let mut all = [[0u16; 256]; MAPS];
     let mut n = 0;
     while n < COUNT {
-        let (row, new) = (&FLAT[n], attributes_of(&FLAT[n]));
+        let (row, new) = (&ROWS[n], attributes_of(&ROWS[n]));
         let mut offset = 0;
         while offset < row.span {
             let slot = &mut all[row.map as usize][(row.opcode + offset) as usize];
@@ -192,7 +190,7 @@ const STARTS: [u16; SLOTS + 1] = {
     let mut starts = [0u16; SLOTS + 1];
     let mut n = 0;
     while n < COUNT {
-        let row = &FLAT[n];
+        let row = &ROWS[n];
         let mut offset = 0;
         while offset < row.span {
             let opcode = (row.opcode + offset) as usize;
@@ -222,7 +220,7 @@ const LISTS: [u16; ENTRIES] = {
     let mut cursors = STARTS;
     let mut n = 0;
     while n < COUNT {
-        let row = &FLAT[n];
+        let row = &ROWS[n];
         let mut offset = 0;
         while offset < row.span {
             let opcode = (row.opcode + offset) as usize;

@@ -100,7 +100,6 @@ pub(crate) enum Spec {
     Rm,
     Gb,
     Gw,
-    Gd,
     Gv,
     Gy,
     /// 8 in 64-bit mode, else 4.
@@ -126,7 +125,6 @@ pub(crate) enum Spec {
     Mq,
     Mt,
     Mx16,
-    Mx32,
     /// Far pointer: selector and offset.
     Mp,
     /// Two words or doublewords (BOUND).
@@ -184,7 +182,6 @@ pub(crate) enum Spec {
     Ww,
     Wb,
     H,
-    L,
     /// XMM or YMM by VEX.L.
     Vx,
     Hx,
@@ -251,21 +248,16 @@ pub(crate) struct Row {
 /// A row that accepts everything; the methods below narrow it.
 pub(crate) const fn row<const N: usize>(opcode: u8, op: Op, specs: [Spec; N]) -> Row {
     let mut four = [Spec::None; 4];
+    let mut accept = state::ALL & !(state::V1 | state::L1);
     let mut n = 0;
     while n < N {
         four[n] = specs[n];
+        if matches!(specs[n], Spec::H | Spec::Hx | Spec::Hy | Spec::By) {
+            accept |= state::V1;
+        }
         n += 1;
     }
-    Row {
-        accept: state::ALL & !(state::V1 | state::L1),
-        needs: 0,
-        op,
-        flags: 0,
-        specs: four,
-        opcode,
-        span: 1,
-        map: Map::Primary,
-    }
+    Row { accept, needs: 0, op, flags: 0, specs: four, opcode, span: 1, map: Map::Primary }
 }
 
 impl Row {
@@ -403,10 +395,6 @@ impl Row {
 
     pub const fn modreg(self) -> Row {
         self.with(flag::MODREG | flag::MODRM)
-    }
-
-    pub const fn modrm(self) -> Row {
-        self.with(flag::MODRM)
     }
 
     pub const fn gather(self) -> Row {

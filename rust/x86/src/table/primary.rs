@@ -124,7 +124,8 @@ const GENERAL: &[Row] = &[
     row(0x8e, Mov, [Sw, RvMw]).slash(4),
     row(0x8e, Mov, [Sw, RvMw]).slash(5),
     row(0x8f, Pop, [Ev]).slash(0).def64(),
-    row(0x90, Pause, []).f3().b0(),
+    // PAUSE even with REX.B, where 90 alone would be XCHG R8, rAX.
+    row(0x90, Pause, []).f3(),
     row(0x90, Nop, []).b0(),
     row(0x90, Xchg, [Zv, RAx]),
     row(0x91, Xchg, [Zv, RAx]).span(7),

@@ -215,8 +215,8 @@ const GENERAL: &[Row] = &[
     row(0xc1, Xadd, [Ev, Gv]).lock(),
     row(0xc3, Movnti, [My, Gy]).np().mem().needs(Features::SSE2),
     // Group 9.
-    row(0xc7, Cmpxchg8b, [Mq]).nfx().slash(1).mem().w0().lock().needs(Features::CX8),
-    row(0xc7, Cmpxchg16b, [Mx16]).nfx().slash(1).mem().w1().lock().needs(Features::CX16),
+    row(0xc7, Cmpxchg8b, [Mq]).slash(1).mem().w0().lock().needs(Features::CX8),
+    row(0xc7, Cmpxchg16b, [Mx16]).slash(1).mem().w1().lock().needs(Features::CX16),
     row(0xc7, Xrstors, [M]).np().slash(3).mem().needs(Features::XSAVES),
     row(0xc7, Xsavec, [M]).np().slash(4).mem().needs(Features::XSAVEC),
     row(0xc7, Xsaves, [M]).np().slash(5).mem().needs(Features::XSAVES),
