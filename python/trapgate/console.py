@@ -67,7 +67,7 @@ class Console:
             result = self._vm.run(until=expression, timeout=timeout)
             found = self._matched if isinstance(result, exits.Expected) else None
             if found is None:
-                raise self._unfound(expression, result)
+                raise self._unfound(pattern, result)
         self._read = self._searched = found.end()
         return found
 
@@ -111,11 +111,12 @@ class Console:
 
     _matched: re.Match[str] | None = None
 
-    def _unfound(self, expression: re.Pattern[str], result: exits.Exit) -> Exception:
+    def _unfound(self, pattern: Pattern, result: exits.Exit) -> Exception:
+        wanted = pattern if isinstance(pattern, str) else pattern.pattern
         tail = self._text[-_TAIL:]
         if isinstance(result, exits.TimedOut):
-            return ExpectTimeout(f"the console did not show {expression.pattern!r} in time", tail)
-        message = f"the machine ended with {result.kind} before the console showed {expression.pattern!r}"
+            return ExpectTimeout(f"the console did not show {wanted!r} in time", tail)
+        message = f"the machine ended with {result.kind} before the console showed {wanted!r}"
         error = GuestError(message)
         error.add_note(f"The console ends with:\n{tail}")
         return error
