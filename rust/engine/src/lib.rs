@@ -1,1 +1,18 @@
-//! placeholder
+//! vCPU state, interpreter, MMU and guest memory. Knows no chip and no Python.
+#![deny(unsafe_code)]
+
+pub mod exit;
+pub mod fault;
+pub mod interp;
+pub mod memory;
+pub mod mmu;
+pub mod model;
+pub mod platform;
+pub mod state;
+pub mod vector;
+
+pub use exit::{Exit, Unsupported};
+pub use interp::Engine;
+pub use memory::GuestMemory;
+pub use platform::Platform;
+pub use state::{Requests, Vcpu};

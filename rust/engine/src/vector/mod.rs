@@ -15,6 +15,8 @@ mod fp;
 mod host;
 mod interface;
 mod operand;
+#[cfg(test)]
+mod sample;
 mod save;
 mod sse;
 mod state;

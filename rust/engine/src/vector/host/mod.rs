@@ -2,6 +2,10 @@
 //! the few instructions of one assembly block and never outside it. Only this folder may hold `unsafe` code.
 #![allow(unsafe_code)]
 
+#[cfg(test)]
+mod oracle;
+#[cfg(test)]
+mod silicon;
 mod sse;
 mod x87;
 

@@ -1,0 +1,291 @@
+//! The cache of decoded blocks.
+//!
+//! A block is keyed by where its code lies in memory and by the mode it was decoded for, so every linear alias shares
+//! it. It stays while the code counter of its page says that nobody wrote there; after a write its bytes are compared
+//! and only a real change throws it away, so data beside code costs little.
+
+use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
+
+use trapgate_x86::decode::decode;
+use trapgate_x86::insn::{Bits, DecodeError};
+
+use super::{Uop, alu, select};
+use crate::fault::Done;
+use crate::memory::PAGE;
+use crate::mmu::access::Place;
+use crate::state::{NO_PAGE, Vcpu};
+
+/// Most instructions of a block: longer ones gain nothing (blocks are five instructions long on average).
+const LONGEST: usize = 32;
+/// Slots of the table from linear address to block.
+const JUMPS: usize = 8192;
+/// Micro-operations kept in all before the cache is emptied: bounds its memory to some 60 MiB.
+const MOST_UOPS: usize = 500_000;
+
+/// What a block was decoded for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Key {
+    /// Offset of the first byte in the host mapping.
+    pub host: u64,
+    pub bits: Bits,
+    pub flat: bool,
+}
+
+/// A decoded block.
+#[derive(Debug)]
+pub(crate) struct Block {
+    pub key: Key,
+    pub uops: Box<[Uop]>,
+    /// Length of the code in bytes.
+    pub len: u16,
+    /// Code counter of the page when the block was last known good.
+    state: u32,
+    /// For an instruction across pages: where the second page lay, and its counter.
+    second: Option<(u64, u32)>,
+    bytes: Box<[u8]>,
+}
+
+impl Block {
+    pub fn pages(&self) -> [u64; 2] {
+        [self.key.host & !(PAGE - 1), self.second.map_or(NO_PAGE, |(host, _)| host)]
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Jump {
+    linear: u64,
+    /// Everything besides the address that a lookup depends on.
+    context: u64,
+    block: u32,
+}
+
+/// A multiplicative hash: keys are already well spread page offsets.
+#[derive(Default)]
+struct Mix(u64);
+
+impl Hasher for Mix {
+    fn finish(&self) -> u64 {
+        self.0 ^ self.0 >> 32
+    }
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.write_u64(u64::from(*byte));
+        }
+    }
+    fn write_u64(&mut self, n: u64) {
+        self.0 = (self.0.rotate_left(5) ^ n).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
+    fn write_isize(&mut self, n: isize) {
+        self.write_u64(n as u64);
+    }
+}
+
+/// All blocks of one vCPU.
+#[derive(Debug)]
+pub(crate) struct Cache {
+    blocks: Vec<Block>,
+    index: HashMap<Key, u32, BuildHasherDefault<Mix>>,
+    jumps: Box<[Jump]>,
+    uops: usize,
+    /// Blocks decoded in all, for the statistics.
+    pub decoded: u64,
+}
+
+const NO_JUMP: Jump = Jump { linear: u64::MAX, context: u64::MAX, block: 0 };
+
+impl Default for Cache {
+    fn default() -> Self {
+        Cache {
+            blocks: Vec::new(),
+            index: HashMap::default(),
+            jumps: vec![NO_JUMP; JUMPS].into_boxed_slice(),
+            uops: 0,
+            decoded: 0,
+        }
+    }
+}
+
+impl Cache {
+    pub fn block(&self, at: u32) -> &Block {
+        &self.blocks[at as usize]
+    }
+
+    fn clear(&mut self) {
+        self.blocks.clear();
+        self.index.clear();
+        self.jumps.fill(NO_JUMP);
+        self.uops = 0;
+    }
+
+    /// The block at the vCPU's RIP, decoded if need be. A fault is one of the fetch.
+    #[inline(always)]
+    pub fn find(&mut self, cpu: &mut Vcpu) -> Done<u32> {
+        let linear = cpu.linear_rip();
+        let context = context(cpu);
+        let slot = (linear ^ linear >> 13) as usize & (JUMPS - 1);
+        let jump = &self.jumps[slot];
+        if jump.linear == linear && jump.context == context {
+            let block = &self.blocks[jump.block as usize];
+            if cpu.memory.code_state(block.key.host) == block.state {
+                return Ok(jump.block);
+            }
+        }
+        let (block, direct) = self.find_slow(cpu, linear)?;
+        if direct {
+            self.jumps[slot] = Jump { linear, context: self::context(cpu), block };
+        }
+        Ok(block)
+    }
+
+    /// By the place of the code; the flag tells whether the result may be found by its linear address next time.
+    #[inline(never)]
+    fn find_slow(&mut self, cpu: &mut Vcpu, linear: u64) -> Done<(u32, bool)> {
+        let rip = cpu.rip;
+        if cpu.mode.bits != Bits::B64 && !cpu.mode.flat && rip > u64::from(cpu.seg[1].limit) {
+            return cpu.protection();
+        }
+        let place = cpu.fetch_place(linear)?;
+        let (Place::Ram(host) | Place::Rom(host)) = place else { return self.device_code(cpu, linear) };
+        let key = Key { host, bits: cpu.mode.bits, flat: cpu.mode.flat };
+        if let Some(&at) = self.index.get(&key) {
+            let direct = self.blocks[at as usize].second.is_none();
+            if self.still_good(cpu, at, linear)? {
+                return Ok((at, direct));
+            }
+        }
+        self.decode(cpu, key, linear)
+    }
+
+    /// Whether a known block is what memory holds now; its counters are renewed if so.
+    fn still_good(&mut self, cpu: &mut Vcpu, at: u32, linear: u64) -> Done<bool> {
+        let block = &mut self.blocks[at as usize];
+        let first = block.key.host;
+        let in_first = block.bytes.len().min((PAGE - first % PAGE) as usize);
+        let second = match block.second {
+            None => None,
+            Some((host, _)) => match cpu.fetch_place(linear.wrapping_add(in_first as u64))? {
+                Place::Ram(now) | Place::Rom(now) if now & !(PAGE - 1) == host => Some(host),
+                _ => return Ok(false),
+            },
+        };
+        block.state = watch(cpu, first);
+        let mut now = [0; 15 * LONGEST + 15];
+        let now = &mut now[..block.bytes.len()];
+        cpu.memory.read_host(first, &mut now[..in_first]);
+        if let Some(host) = second {
+            block.second = Some((host, watch(cpu, host)));
+            cpu.memory.read_host(host, &mut now[in_first..]);
+        }
+        Ok(*now == *block.bytes)
+    }
+
+    /// Decodes a block and enters it, over an older one of the same key if there is one.
+    fn decode(&mut self, cpu: &mut Vcpu, key: Key, linear: u64) -> Done<(u32, bool)> {
+        let state = watch(cpu, key.host);
+        let room = (PAGE - key.host % PAGE) as usize;
+        let mut code = [0; 15 * LONGEST + 15];
+        let have = room.min(15 * LONGEST);
+        cpu.memory.read_host(key.host, &mut code[..have]);
+        let mut second = None;
+        let mut uops = Vec::with_capacity(8);
+        let mut len = decode_run(cpu, &code[..have], key, &mut uops);
+        if uops.is_empty() {
+            // The first instruction goes on in the next page: a block of its own, looked up anew each time.
+            let next = cpu.fetch_place(linear.wrapping_add(room as u64))?;
+            let (Place::Ram(host) | Place::Rom(host)) = next else { return self.device_code(cpu, linear) };
+            let host = host & !(PAGE - 1);
+            second = Some((host, watch(cpu, host)));
+            cpu.memory.read_host(host, &mut code[room..room + 15]);
+            len = decode_run(cpu, &code[..room + 15], key, &mut uops);
+            uops.truncate(1);
+            if let Some(only) = uops.first() {
+                len = usize::from(only.next);
+            }
+        }
+        if self.uops + uops.len() > MOST_UOPS {
+            self.clear();
+        }
+        self.uops += uops.len();
+        self.decoded += 1;
+        let bytes = code[..len].into();
+        let block = Block { key, uops: uops.into_boxed_slice(), len: len as u16, state, second, bytes };
+        let direct = second.is_none();
+        if let Some(&at) = self.index.get(&key) {
+            let old = std::mem::replace(&mut self.blocks[at as usize], block);
+            self.uops -= old.uops.len();
+            return Ok((at, direct));
+        }
+        let at = self.blocks.len() as u32;
+        self.blocks.push(block);
+        self.index.insert(key, at);
+        Ok((at, direct))
+    }
+
+    /// Code in device memory is not run: real boards let it, but nothing does it. Fetches of all ones are #UD there.
+    fn device_code(&mut self, cpu: &mut Vcpu, _linear: u64) -> Done<(u32, bool)> {
+        cpu.undefined()
+    }
+}
+
+/// Decodes instructions up to the end of the block or of the bytes; gives the bytes used.
+fn decode_run(cpu: &Vcpu, code: &[u8], key: Key, uops: &mut Vec<Uop>) -> usize {
+    let features = cpu.model.features();
+    let mut at = 0;
+    while uops.len() < LONGEST {
+        match decode(&code[at..], key.bits, &features) {
+            Ok(insn) => {
+                let uop = Uop::new(insn, select::handler(&insn), at as u16, key.bits, key.flat);
+                uops.push(uop);
+                at += usize::from(insn.len);
+                if select::ends_block(&insn) {
+                    break;
+                }
+            }
+            Err(DecodeError::Truncated) => break,
+            Err(error) => {
+                // A block that starts with it raises the fault; one that reaches it ends before it.
+                if uops.is_empty() {
+                    uops.push(faulting(error));
+                    at = code.len().min(15);
+                }
+                break;
+            }
+        }
+    }
+    at
+}
+
+/// A micro-operation that raises what undecodable bytes raise.
+fn faulting(error: DecodeError) -> Uop {
+    use trapgate_x86::insn::{Insn, Mem, Operand, Prefixes};
+    let insn = Insn {
+        op: trapgate_x86::op::Op::Ud2,
+        len: 1,
+        opsize: 4,
+        addrsize: 8,
+        cond: 0,
+        prefixes: Prefixes::empty(),
+        operands: [Operand::None; 4],
+        mem: Mem::NONE,
+        imm: 0,
+        imm2: 0,
+    };
+    let run = if error == DecodeError::TooLong { super::system::too_long } else { alu::never };
+    Uop::new(insn, run, 0, Bits::B64, true)
+}
+
+/// Marks a page as holding code; a first mark takes the write right from cached translations.
+fn watch(cpu: &mut Vcpu, host: u64) -> u32 {
+    let (state, fresh) = cpu.memory.watch_code(host);
+    if fresh {
+        cpu.tlb.protect_host(host & !(PAGE - 1));
+    }
+    state
+}
+
+/// Everything besides the address on which a lookup depends, as one number.
+#[inline(always)]
+fn context(cpu: &Vcpu) -> u64 {
+    cpu.tlb.epoch << 4 | u64::from(cpu.user_view) << 3 | u64::from(cpu.mode.flat) << 2 | cpu.mode.bits as u64
+}

@@ -1,0 +1,278 @@
+//! The loop that runs blocks: budget, interrupts, traps, faults.
+//!
+//! One rule of counting (architecture, 4.7): a completed instruction counts 1, an iteration of a repeated one counts 1,
+//! a faulting one and the delivery of an event count 0. An event is taken at the first boundary that allows it.
+
+use trapgate_x86::op::Op;
+use trapgate_x86::regs::{dr6, rflags};
+
+use super::block::Cache;
+use crate::exit::Exit;
+use crate::fault::{Exception, Kind, Stop};
+use crate::platform::Interrupt;
+use crate::state::{BLOCK_RIP, NO_PAGE, Requests, Shadow, Vcpu};
+
+/// A vCPU with its interpreter.
+#[derive(Debug)]
+pub struct Engine {
+    pub cpu: Vcpu,
+    cache: Cache,
+}
+
+/// How a run of instructions inside one block ended.
+enum Step {
+    Done,
+    Exit(Exit),
+}
+
+impl Engine {
+    pub fn new(cpu: Vcpu) -> Self {
+        Engine { cpu, cache: Cache::default() }
+    }
+
+    /// Blocks decoded since the start.
+    pub fn blocks_decoded(&self) -> u64 {
+        self.cache.decoded
+    }
+
+    /// Runs until the count `until` or a reason to leave. On [`Exit::Budget`] the platform's next event may be due
+    /// before `until`.
+    pub fn run(&mut self, until: u64) -> Exit {
+        let cpu = &mut self.cpu;
+        cpu.recheck = true;
+        cpu.attention = true;
+        loop {
+            if cpu.attention || cpu.requests.any() {
+                if let Some(exit) = boundary(cpu, until) {
+                    return exit;
+                }
+            }
+            let room = cpu.limit.saturating_sub(cpu.count);
+            if room == 0 {
+                return Exit::Budget;
+            }
+            let most = if single(cpu) { 1 } else { room };
+            let step = match self.cache.find(cpu) {
+                Ok(at) => run_block(cpu, &self.cache, at, most),
+                Err(stop) => stopped(cpu, stop, cpu.rip, cpu.rip),
+            };
+            if let Step::Exit(exit) = step {
+                return exit;
+            }
+        }
+    }
+}
+
+/// Whether the next instruction must run alone.
+#[inline(always)]
+fn single(cpu: &Vcpu) -> bool {
+    cpu.attention
+        && (cpu.shadow != Shadow::None
+            || cpu.flags.is_set(rflags::TF | rflags::RF)
+            || cpu.code_breakpoints_armed())
+}
+
+/// Runs up to `most` instructions of a block.
+#[inline(always)]
+fn run_block(cpu: &mut Vcpu, cache: &Cache, at: u32, most: u64) -> Step {
+    let block = cache.block(at);
+    let start = cpu.rip;
+    let whole = block.uops.len() as u32;
+    let alone = cpu.attention;
+    let before = Before { shadow: cpu.shadow, flags: cpu.flags.other() };
+    cpu.regs[usize::from(BLOCK_RIP)] = start;
+    cpu.running_pages = block.pages();
+    cpu.end = if most < u64::from(whole) { most as u32 } else { whole };
+    cpu.rip = start.wrapping_add(u64::from(block.len)) & cpu.mode.rip_mask;
+    let mut i = 0;
+    let result = loop {
+        let uop = &block.uops[i as usize];
+        cpu.at = i;
+        if let Err(stop) = (uop.run)(cpu, uop) {
+            break Err((stop, uop.offset));
+        }
+        i += 1;
+        if i >= cpu.end {
+            break Ok(());
+        }
+    };
+    cpu.count = cpu.count.wrapping_add(u64::from(i)).wrapping_add(cpu.extra);
+    cpu.extra = 0;
+    cpu.at = 0;
+    cpu.running_pages = [NO_PAGE; 2];
+    match result {
+        Ok(()) => {
+            if i < whole {
+                let next = block.uops[i as usize].offset;
+                cpu.rip = start.wrapping_add(u64::from(next)) & cpu.mode.rip_mask;
+            }
+            if alone && let Some(last) = block.uops.get(i as usize - 1) {
+                after_single(cpu, &before, last.insn.op);
+            }
+            Step::Done
+        }
+        Err((stop, offset)) => {
+            let rip = start.wrapping_add(u64::from(offset)) & cpu.mode.rip_mask;
+            if stop == Stop::Fault
+                && let Some(Exception { kind: Kind::Software | Kind::Trap, .. }) = cpu.fault
+            {
+                let next = block.uops[i as usize].next;
+                let behind = start.wrapping_add(u64::from(next)) & cpu.mode.rip_mask;
+                cpu.count += 1;
+                return stopped(cpu, stop, rip, behind);
+            }
+            stopped(cpu, stop, rip, rip)
+        }
+    }
+}
+
+/// What held before an instruction that ran alone.
+struct Before {
+    shadow: Shadow,
+    flags: u64,
+}
+
+/// After an instruction that ran alone: the shadow is over, RF is spent, a single-step trap is due.
+fn after_single(cpu: &mut Vcpu, before: &Before, op: Op) {
+    if before.shadow != Shadow::None && cpu.shadow == before.shadow {
+        cpu.shadow = Shadow::None;
+    }
+    if before.flags & rflags::RF != 0 && !matches!(op, Op::Iret | Op::Popf) {
+        cpu.flags.remove(rflags::RF);
+    }
+    // SYSCALL may mask TF, and then does not trap.
+    if before.flags & rflags::TF != 0 && (op != Op::Syscall || cpu.flags.is_set(rflags::TF)) {
+        cpu.pending_debug |= dr6::BS;
+    }
+    cpu.attention = true;
+}
+
+/// An instruction at `rip` did not complete; its event is to return to `back`.
+#[cold]
+fn stopped(cpu: &mut Vcpu, stop: Stop, rip: u64, back: u64) -> Step {
+    cpu.rip = rip;
+    match stop {
+        Stop::Restart => {
+            cpu.attention = true;
+            Step::Done
+        }
+        Stop::Exit => Step::Exit(cpu.exit.take().unwrap_or(Exit::Requested)),
+        Stop::Fault => {
+            cpu.shadow = Shadow::None;
+            let Some(event) = cpu.fault.take() else { return Step::Done };
+            deliver(cpu, event, back)
+        }
+    }
+}
+
+/// Delivers an event that returns to `back`; faults on the way belong to RIP.
+fn deliver(cpu: &mut Vcpu, event: Exception, back: u64) -> Step {
+    cpu.attention = true;
+    match cpu.deliver(event, back) {
+        Ok(()) => Step::Done,
+        Err(exit) => Step::Exit(exit),
+    }
+}
+
+/// Between blocks, when something asks for attention: requests, traps, interrupts, the next event.
+#[cold]
+fn boundary(cpu: &mut Vcpu, until: u64) -> Option<Exit> {
+    if cpu.requests.any() {
+        let what = cpu.requests.take();
+        if what & Requests::INTERRUPT != 0 {
+            cpu.interrupt_waiting = true;
+        }
+        if what & Requests::STOP != 0 {
+            cpu.attention = true;
+            return Some(Exit::Requested);
+        }
+    }
+    if let Some(exit) = debug_traps(cpu) {
+        return Some(exit);
+    }
+    if let Some(exit) = interrupts(cpu) {
+        return Some(exit);
+    }
+    if cpu.recheck {
+        cpu.recheck = false;
+        cpu.limit = until.min(cpu.platform.next_event(cpu.count));
+        // The platform may have raised a line while it looked.
+        if cpu.requests.any() {
+            cpu.recheck = true;
+        }
+    }
+    if cpu.halted {
+        if cpu.limit <= cpu.count {
+            return Some(Exit::Budget);
+        }
+        return (!cpu.requests.any()).then_some(Exit::Halted);
+    }
+    if cpu.code_breakpoints_armed() && !cpu.flags.is_set(rflags::RF) && cpu.shadow != Shadow::MovSs {
+        let hit = cpu.code_breakpoint(cpu.linear_rip());
+        if hit != 0 {
+            let event = cpu.debug_exception(hit, Kind::Fault);
+            let rip = cpu.rip;
+            if let Step::Exit(exit) = deliver(cpu, event, rip) {
+                return Some(exit);
+            }
+        }
+    }
+    let waiting = cpu.interrupt_waiting && cpu.flags.is_set(rflags::IF);
+    cpu.attention = waiting
+        || cpu.recheck
+        || cpu.pending_debug != 0
+        || cpu.shadow != Shadow::None
+        || cpu.flags.is_set(rflags::TF | rflags::RF)
+        || cpu.code_breakpoints_armed();
+    None
+}
+
+/// Traps of the instruction before: single step, data and port breakpoints. MOV SS holds them back.
+fn debug_traps(cpu: &mut Vcpu) -> Option<Exit> {
+    if cpu.pending_debug == 0 || cpu.shadow == Shadow::MovSs {
+        return None;
+    }
+    let bits = std::mem::take(&mut cpu.pending_debug);
+    let event = cpu.debug_exception(bits, Kind::Trap);
+    cpu.halted = false;
+    let rip = cpu.rip;
+    match deliver(cpu, event, rip) {
+        Step::Exit(exit) => Some(exit),
+        Step::Done => None,
+    }
+}
+
+/// Takes the most urgent interrupt that may be taken now.
+fn interrupts(cpu: &mut Vcpu) -> Option<Exit> {
+    if !cpu.interrupt_waiting || cpu.shadow == Shadow::MovSs {
+        return None;
+    }
+    let maskable = cpu.flags.is_set(rflags::IF) && cpu.shadow == Shadow::None;
+    match cpu.platform.pending(cpu.count, maskable) {
+        None => {
+            if maskable {
+                cpu.interrupt_waiting = false;
+            }
+            None
+        }
+        Some(Interrupt::Nmi) if cpu.nmi_blocked => None,
+        Some(interrupt) => {
+            cpu.halted = false;
+            cpu.recheck = true;
+            let vector = match interrupt {
+                Interrupt::Nmi => {
+                    cpu.nmi_blocked = true;
+                    cpu.platform.acknowledge(cpu.count, interrupt);
+                    2
+                }
+                Interrupt::Maskable => cpu.platform.acknowledge(cpu.count, interrupt)?,
+            };
+            let event = Exception { vector, error: None, address: 0, kind: Kind::External };
+            let rip = cpu.rip;
+            match deliver(cpu, event, rip) {
+                Step::Exit(exit) => Some(exit),
+                Step::Done => None,
+            }
+        }
+    }
+}

@@ -1,0 +1,114 @@
+//! SYSCALL, SYSRET, SYSENTER, SYSEXIT, SWAPGS (SDM vol. 2).
+
+use trapgate_x86::insn::{Bits, Seg};
+use trapgate_x86::regs::{efer, rflags};
+
+use super::Uop;
+use crate::fault::Done;
+use crate::mmu::access::canonical;
+use crate::state::{Segment, Vcpu};
+
+/// Access words of the flat segments that these instructions load without reading a descriptor.
+const CODE64: u16 = 0xa09b;
+const CODE32: u16 = 0xc09b;
+const DATA: u16 = 0xc093;
+const RING3: u16 = 3 << 5;
+
+impl Vcpu {
+    fn flat_pair(&mut self, cs: u16, ss: u16, code: u16, cpl: u8) {
+        let dpl = if cpl == 3 { RING3 } else { 0 };
+        let rpl = u16::from(cpl);
+        self.seg[Seg::Ss as usize] = Segment::flat(ss & !3 | rpl, DATA | dpl);
+        self.cpl = cpl;
+        self.seg[Seg::Cs as usize] = Segment::flat(cs & !3 | rpl, code | dpl);
+        self.update_mode();
+        self.attention = true;
+    }
+}
+
+/// SYSCALL: only in 64-bit mode on Intel processors.
+pub(super) fn syscall(cpu: &mut Vcpu, u: &Uop) -> Done {
+    if cpu.mode.bits != Bits::B64 || cpu.efer & efer::SCE == 0 {
+        return cpu.undefined();
+    }
+    let next = cpu.next_rip(u);
+    cpu.regs[1] = next;
+    cpu.regs[11] = cpu.rflags() & !rflags::RF;
+    let selector = (cpu.star >> 32) as u16;
+    cpu.flat_pair(selector, selector.wrapping_add(8), CODE64, 0);
+    let flags = cpu.rflags() & !cpu.fmask & !rflags::RF;
+    cpu.set_rflags(flags);
+    cpu.rip = cpu.lstar;
+    Ok(())
+}
+
+/// SYSRET: to 64-bit code with REX.W, else to compatibility mode.
+pub(super) fn sysret(cpu: &mut Vcpu, u: &Uop) -> Done {
+    if cpu.mode.bits != Bits::B64 || cpu.efer & efer::SCE == 0 {
+        return cpu.undefined();
+    }
+    cpu.require_cpl0()?;
+    let to_64 = u.insn.opsize == 8;
+    // Intel processors check RCX here, with the privilege of the kernel.
+    if to_64 && !canonical(cpu.regs[1]) {
+        return cpu.protection();
+    }
+    let selector = (cpu.star >> 48) as u16;
+    let (target, flags) = (cpu.regs[1], cpu.regs[11]);
+    if to_64 {
+        cpu.flat_pair(selector.wrapping_add(16), selector.wrapping_add(8), CODE64, 3);
+        cpu.rip = target;
+    } else {
+        cpu.flat_pair(selector, selector.wrapping_add(8), CODE32, 3);
+        cpu.rip = target & u64::from(u32::MAX);
+    }
+    cpu.set_rflags(flags & (rflags::ALL & !(rflags::RF | rflags::VM)));
+    Ok(())
+}
+
+/// SYSENTER.
+pub(super) fn sysenter(cpu: &mut Vcpu, _: &Uop) -> Done {
+    let selector = cpu.sysenter_cs as u16;
+    if selector & !3 == 0 {
+        return cpu.protection();
+    }
+    let long = cpu.mode.long;
+    cpu.flat_pair(selector, selector.wrapping_add(8), if long { CODE64 } else { CODE32 }, 0);
+    let mask = if long { u64::MAX } else { u64::from(u32::MAX) };
+    cpu.regs[4] = cpu.sysenter_esp & mask;
+    cpu.rip = cpu.sysenter_eip & mask;
+    cpu.flags.remove(rflags::VM | rflags::IF | rflags::RF);
+    Ok(())
+}
+
+/// SYSEXIT.
+pub(super) fn sysexit(cpu: &mut Vcpu, u: &Uop) -> Done {
+    let selector = cpu.sysenter_cs as u16;
+    if selector & !3 == 0 {
+        return cpu.protection();
+    }
+    cpu.require_cpl0()?;
+    let to_64 = u.insn.opsize == 8;
+    let (target, stack) = (cpu.regs[2], cpu.regs[1]);
+    if to_64 && (!canonical(target) || !canonical(stack)) {
+        return cpu.protection();
+    }
+    if to_64 {
+        cpu.flat_pair(selector.wrapping_add(32), selector.wrapping_add(40), CODE64, 3);
+        (cpu.rip, cpu.regs[4]) = (target, stack);
+    } else {
+        cpu.flat_pair(selector.wrapping_add(16), selector.wrapping_add(24), CODE32, 3);
+        (cpu.rip, cpu.regs[4]) = (target & u64::from(u32::MAX), stack & u64::from(u32::MAX));
+    }
+    Ok(())
+}
+
+/// SWAPGS.
+pub(super) fn swapgs(cpu: &mut Vcpu, _: &Uop) -> Done {
+    if cpu.mode.bits != Bits::B64 {
+        return cpu.undefined();
+    }
+    cpu.require_cpl0()?;
+    std::mem::swap(&mut cpu.seg[Seg::Gs as usize].base, &mut cpu.kernel_gs_base);
+    Ok(())
+}

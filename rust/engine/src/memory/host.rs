@@ -1,0 +1,284 @@
+//! The host mapping of guest RAM: the one place that turns an offset into a host pointer.
+//!
+//! Accesses are relaxed atomics of the widest aligned pieces, so that a guest access of up to 8 bytes inside an
+//! aligned 8 bytes is single-copy atomic (SDM vol. 3, 9.1.1), whoever else reads or writes the page meanwhile.
+#![allow(unsafe_code)]
+
+use std::fs::File;
+use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
+
+use vm_memory::FileOffset;
+use vm_memory::mmap::MmapRegion;
+
+use super::MemoryError;
+
+/// One shared mapping of a memfd that holds all RAM of a machine.
+#[derive(Debug)]
+pub(super) struct HostRam {
+    region: MmapRegion,
+    base: *mut u8,
+    len: usize,
+}
+
+// SAFETY: `base` points into `region`, which lives as long as this value and is never remapped; every access
+// through it is atomic, so sharing it between threads cannot make a data race.
+unsafe impl Send for HostRam {}
+// SAFETY: as above.
+unsafe impl Sync for HostRam {}
+
+impl HostRam {
+    /// Maps `len` bytes of fresh zeroed memory.
+    pub fn new(len: u64) -> Result<Self, MemoryError> {
+        let host = |e: std::io::Error| MemoryError::Host { bytes: len, source: e };
+        let bytes = usize::try_from(len).map_err(|_| MemoryError::TooLarge { bytes: len })?;
+        let file = ram_file(len).map_err(host)?;
+        let region = MmapRegion::from_file(FileOffset::new(file, 0), bytes)
+            .map_err(|e| host(std::io::Error::other(e.to_string())))?;
+        let base = region.as_ptr();
+        #[cfg(target_os = "linux")]
+        // SAFETY: the range is exactly the mapping made above; DontFork only keeps it out of forked children.
+        unsafe {
+            rustix::mm::madvise(base.cast(), bytes, rustix::mm::Advice::LinuxDontFork)
+                .map_err(|e| host(e.into()))?;
+        }
+        Ok(HostRam { region, base, len: bytes })
+    }
+
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Address of the mapping, for read-only views that live no longer than the memory.
+    pub fn base(&self) -> *const u8 {
+        self.region.as_ptr()
+    }
+
+    #[inline(always)]
+    fn at(&self, offset: u64, size: usize) -> *mut u8 {
+        // A wrong offset is a bug of ours, not of the guest: it must never become an access outside the mapping.
+        assert!(offset <= (self.len - size) as u64, "RAM offset out of the mapping");
+        // SAFETY: `offset + size <= len`, so the result stays inside the mapping.
+        unsafe { self.base.add(offset as usize) }
+    }
+}
+
+#[cfg(target_os = "linux")]
+fn ram_file(len: u64) -> std::io::Result<File> {
+    let fd = rustix::fs::memfd_create("guest-ram", rustix::fs::MemfdFlags::CLOEXEC)?;
+    let file = File::from(fd);
+    file.set_len(len)?;
+    Ok(file)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn ram_file(len: u64) -> std::io::Result<File> {
+    let file = tempfile::tempfile()?;
+    file.set_len(len)?;
+    Ok(file)
+}
+
+/// An unsigned integer that guest memory is accessed by.
+pub trait Word: Copy + Eq + Default + std::fmt::Debug + 'static {
+    /// Size in bytes.
+    const SIZE: usize;
+    fn from_u64(value: u64) -> Self;
+    fn to_u64(self) -> u64;
+    #[doc(hidden)]
+    fn load(ram: &RamRef<'_>, offset: u64) -> Self;
+    #[doc(hidden)]
+    fn store(ram: &RamRef<'_>, offset: u64, value: Self);
+    #[doc(hidden)]
+    fn compare_exchange(ram: &RamRef<'_>, offset: u64, old: Self, new: Self) -> Result<Self, Self>;
+}
+
+/// A borrowed view through which [`Word`] reaches the mapping; only this module can make one.
+#[derive(Debug)]
+pub struct RamRef<'a>(&'a HostRam);
+
+macro_rules! word {
+    ($int:ty, $atomic:ty) => {
+        impl Word for $int {
+            const SIZE: usize = size_of::<$int>();
+            #[inline(always)]
+            fn from_u64(value: u64) -> Self {
+                value as $int
+            }
+            #[inline(always)]
+            fn to_u64(self) -> u64 {
+                self as u64
+            }
+            #[inline(always)]
+            fn load(ram: &RamRef<'_>, offset: u64) -> Self {
+                let ptr = ram.0.at(offset, Self::SIZE);
+                if offset % Self::SIZE as u64 == 0 {
+                    // SAFETY: in bounds by `at`, aligned by the test (the mapping is page-aligned), only ever
+                    // accessed atomically.
+                    <$int>::from_le(unsafe { <$atomic>::from_ptr(ptr.cast()) }.load(Ordering::Relaxed))
+                } else {
+                    ram.0.load_split(offset, Self::SIZE) as $int
+                }
+            }
+            #[inline(always)]
+            fn store(ram: &RamRef<'_>, offset: u64, value: Self) {
+                let ptr = ram.0.at(offset, Self::SIZE);
+                if offset % Self::SIZE as u64 == 0 {
+                    // SAFETY: as in `load`.
+                    unsafe { <$atomic>::from_ptr(ptr.cast()) }.store(value.to_le(), Ordering::Relaxed);
+                } else {
+                    ram.0.store_split(offset, Self::SIZE, value as u64);
+                }
+            }
+            #[inline(always)]
+            fn compare_exchange(ram: &RamRef<'_>, offset: u64, old: Self, new: Self) -> Result<Self, Self> {
+                let ptr = ram.0.at(offset, Self::SIZE);
+                if offset % Self::SIZE as u64 == 0 {
+                    // SAFETY: as in `load`.
+                    unsafe { <$atomic>::from_ptr(ptr.cast()) }
+                        .compare_exchange(old.to_le(), new.to_le(), Ordering::SeqCst, Ordering::SeqCst)
+                        .map(<$int>::from_le)
+                        .map_err(<$int>::from_le)
+                } else {
+                    ram.0
+                        .compare_exchange_split(offset, Self::SIZE, old as u64, new as u64)
+                        .map(|v| v as $int)
+                        .map_err(|v| v as $int)
+                }
+            }
+        }
+    };
+}
+word!(u8, AtomicU8);
+word!(u16, AtomicU16);
+word!(u32, AtomicU32);
+word!(u64, AtomicU64);
+
+impl HostRam {
+    #[inline(always)]
+    pub fn load<T: Word>(&self, offset: u64) -> T {
+        T::load(&RamRef(self), offset)
+    }
+
+    #[inline(always)]
+    pub fn store<T: Word>(&self, offset: u64, value: T) {
+        T::store(&RamRef(self), offset, value);
+    }
+
+    #[inline(always)]
+    pub fn compare_exchange<T: Word>(&self, offset: u64, old: T, new: T) -> Result<T, T> {
+        T::compare_exchange(&RamRef(self), offset, old, new)
+    }
+
+    /// Misaligned load: from the one or two aligned 8 bytes that hold it.
+    #[inline(never)]
+    fn load_split(&self, offset: u64, size: usize) -> u64 {
+        let low = offset & !7;
+        let shift = (offset & 7) * 8;
+        let mut value = self.load::<u64>(low) >> shift;
+        if (offset & 7) as usize + size > 8 {
+            value |= self.load::<u64>(low + 8) << (64 - shift);
+        }
+        value
+    }
+
+    /// Misaligned store: atomic inside an aligned 8 bytes, in two such pieces across them.
+    #[inline(never)]
+    fn store_split(&self, offset: u64, size: usize, value: u64) {
+        let shift = (offset & 7) * 8;
+        let mask = if size == 8 { u64::MAX } else { (1 << (size * 8)) - 1 };
+        self.merge(offset & !7, mask << shift, value << shift);
+        if (offset & 7) as usize + size > 8 {
+            self.merge((offset & !7) + 8, mask >> (64 - shift), value >> (64 - shift));
+        }
+    }
+
+    fn merge(&self, offset: u64, mask: u64, value: u64) {
+        let mut old = self.load::<u64>(offset);
+        while let Err(seen) = self.compare_exchange(offset, old, (old & !mask) | (value & mask)) {
+            old = seen;
+        }
+    }
+
+    /// Misaligned compare-exchange: atomic inside an aligned 8 bytes; across them only while one vCPU runs.
+    #[inline(never)]
+    fn compare_exchange_split(&self, offset: u64, size: usize, old: u64, new: u64) -> Result<u64, u64> {
+        let shift = (offset & 7) * 8;
+        let mask = if size == 8 { u64::MAX } else { (1u64 << (size * 8)) - 1 };
+        if (offset & 7) as usize + size <= 8 {
+            let at = offset & !7;
+            loop {
+                let word = self.load::<u64>(at);
+                let seen = (word >> shift) & mask;
+                if seen != old {
+                    return Err(seen);
+                }
+                let next = (word & !(mask << shift)) | (new << shift);
+                if self.compare_exchange(at, word, next).is_ok() {
+                    return Ok(seen);
+                }
+            }
+        }
+        let seen = self.load_split(offset, size) & mask;
+        if seen != old {
+            return Err(seen);
+        }
+        self.store_split(offset, size, new);
+        Ok(seen)
+    }
+
+    /// Copies bytes out, aligned 8 at a time.
+    pub fn read(&self, offset: u64, buf: &mut [u8]) {
+        self.at(offset, buf.len());
+        let mut at = offset;
+        let mut rest = buf;
+        while !rest.is_empty() {
+            let n = ((8 - (at & 7)) as usize).min(rest.len());
+            let (now, later) = rest.split_at_mut(n);
+            if n == 8 {
+                now.copy_from_slice(&self.load::<u64>(at).to_le_bytes());
+            } else {
+                for (i, byte) in now.iter_mut().enumerate() {
+                    *byte = self.load::<u8>(at + i as u64);
+                }
+            }
+            at += n as u64;
+            rest = later;
+        }
+    }
+
+    /// Copies bytes in, aligned 8 at a time.
+    pub fn write(&self, offset: u64, bytes: &[u8]) {
+        self.at(offset, bytes.len());
+        let mut at = offset;
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            let n = ((8 - (at & 7)) as usize).min(rest.len());
+            let (now, later) = rest.split_at(n);
+            if let Ok(eight) = <[u8; 8]>::try_from(now) {
+                self.store(at, u64::from_le_bytes(eight));
+            } else {
+                for (i, byte) in now.iter().enumerate() {
+                    self.store(at + i as u64, *byte);
+                }
+            }
+            at += n as u64;
+            rest = later;
+        }
+    }
+
+    /// Fills a range with one byte.
+    pub fn fill(&self, offset: u64, len: usize, byte: u8) {
+        self.at(offset, len);
+        let pattern = u64::from_le_bytes([byte; 8]);
+        let end = offset + len as u64;
+        let mut at = offset;
+        while at < end {
+            if at % 8 == 0 && end - at >= 8 {
+                self.store(at, pattern);
+                at += 8;
+            } else {
+                self.store(at, byte);
+                at += 1;
+            }
+        }
+    }
+}
