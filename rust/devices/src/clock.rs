@@ -25,6 +25,14 @@ impl Frequency {
         Frequency { ticks: 1_000_000, nanos: femtoseconds }
     }
 
+    /// This clock divided by `divisor`.
+    pub const fn divided(self, divisor: u32) -> Frequency {
+        Frequency {
+            ticks: self.ticks,
+            nanos: self.nanos.saturating_mul(if divisor == 0 { 1 } else { divisor as u64 }),
+        }
+    }
+
     /// How many whole ticks have passed at `now`.
     pub fn ticks(self, now: Nanos) -> u64 {
         let ticks = u128::from(now) * u128::from(self.ticks) / u128::from(self.nanos.max(1));

@@ -9,9 +9,10 @@
 //! ```
 //!
 //! A chip may therefore move a line while it is locked: lines lead to interrupt controllers only, and what an interrupt
-//! controller does to a local APIC goes through the lock-free [`lapic::ApicPort`], never through the local APIC's own
+//! controller does to a local APIC goes through the lock-free [`apic::ApicPort`], never through the local APIC's own
 //! lock. A local APIC may call the I/O APIC (end of interrupt) while it is locked. The bus's table is unlocked before a
 //! device is called.
+pub mod apic;
 pub mod bus;
 pub mod clock;
 pub mod line;
