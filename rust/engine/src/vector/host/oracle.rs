@@ -326,7 +326,8 @@ fn all_sse(oracle: &mut Oracle, unit: &impl FpUnit, wanted: impl Fn(Op) -> bool,
                     continue;
                 }
                 for map in [&[0x0f][..], &[0x0f, 0x38], &[0x0f, 0x3a]] {
-                    for opcode in 0..=255u8 {
+                    let escapes = |opcode: &u8| map.len() == 1 && matches!(opcode, 0x38 | 0x3a);
+                    for opcode in (0..=255u8).filter(|opcode| !escapes(opcode)) {
                         let mut bytes: Vec<u8> = prefix.into_iter().chain(rex).collect();
                         bytes.extend_from_slice(map);
                         bytes.extend([opcode, modrm, oracle.random.bits() as u8, 0, 0, 0, 0]);
@@ -342,6 +343,10 @@ fn all_sse(oracle: &mut Oracle, unit: &impl FpUnit, wanted: impl Fn(Op) -> bool,
 fn all_x87(oracle: &mut Oracle, unit: &impl FpUnit, wanted: impl Fn(Op) -> bool, times: u32) {
     for opcode in 0xd8..=0xdfu8 {
         for modrm in (0xc0..=0xff).chain((0..8).map(|reg| reg << 3 | 6)) {
+            // D9 D8+i, undocumented, is FSTP ST(i) but copies empty registers with their tags.
+            if opcode == 0xd9 && modrm & 0xf8 == 0xd8 {
+                continue;
+            }
             check_encoding(oracle, &[opcode, modrm, 0, 0], unit, &wanted, times);
             if modrm < 0xc0 {
                 check_encoding(oracle, &[0x66, opcode, modrm, 0, 0], unit, &wanted, times);
@@ -354,12 +359,12 @@ fn all_x87(oracle: &mut Oracle, unit: &impl FpUnit, wanted: impl Fn(Op) -> bool,
 fn sse_and_mmx_agree_with_the_processor() {
     let mut oracle = Oracle::new();
     all_sse(&mut oracle, &HostFp::new(), |_| true, 24);
-    oracle.finish(200);
+    oracle.finish(259);
 }
 
 #[test]
 fn x87_agrees_with_the_processor() {
     let mut oracle = Oracle::new();
     all_x87(&mut oracle, &HostFp::new(), |_| true, 400);
-    oracle.finish(90);
+    oracle.finish(83);
 }

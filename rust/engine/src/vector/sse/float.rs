@@ -228,17 +228,23 @@ fn dot<F: FpUnit>(
     let selected = spread(imm >> 4);
     let csr = state.mxcsr;
     let products = settle(state, control, fp.arith(Arith::Mul, form, a & selected, b & selected, csr))?;
+    // Every lane sums for itself, as processors do; the order of the two decides which of two NaNs wins.
     let sum = if form.double() {
-        let [p0, p1] = u64s(products);
-        settle(state, control, fp.arith(Arith::Add, Form::Sd, p0.into(), p1.into(), csr))?
+        settle(state, control, fp.arith(Arith::Add, form, products, swap(products, 64), csr))?
     } else {
-        let [p0, p1, p2, p3] = u32s(products);
-        let (x, y) = (from_u32s([p0, p2, 0, 0]), from_u32s([p1, p3, 0, 0]));
-        let [s0, s1, ..] = u32s(settle(state, control, fp.arith(Arith::Add, Form::Ps, x, y, csr))?);
-        settle(state, control, fp.arith(Arith::Add, Form::Ss, s0.into(), s1.into(), csr))?
+        let pairs = settle(state, control, fp.arith(Arith::Add, form, swap(products, 32), products, csr))?;
+        settle(state, control, fp.arith(Arith::Add, form, pairs, swap(pairs, 64), csr))?
     };
-    let sum = sum & lane;
-    Ok((0..lanes).fold(0, |value, i| value | sum << (i * width)) & spread(imm))
+    Ok(sum & spread(imm))
+}
+
+/// Exchanges neighbouring groups of `width` bits, 32 or 64.
+fn swap(value: u128, width: usize) -> u128 {
+    if width == 64 {
+        return value.rotate_left(64);
+    }
+    let [a, b, c, d] = u32s(value);
+    from_u32s([b, a, d, c])
 }
 
 /// CVTSI2SS and its kin, both ways.
@@ -273,7 +279,8 @@ fn integer<O: Operands, F: FpUnit>(
     Ok(())
 }
 
-/// CVTPI2PS and CVTPI2PD. With a memory operand CVTPI2PD has nothing to do with MMX (SDM vol. 2, CVTPI2PD).
+/// CVTPI2PS and CVTPI2PD. With a memory operand they have nothing to do with MMX: the manual says so of CVTPI2PD alone
+/// (SDM vol. 2), processors do so for both.
 fn from_mmx<O: Operands, F: FpUnit>(
     state: &mut VectorState,
     control: &Control,
@@ -284,7 +291,7 @@ fn from_mmx<O: Operands, F: FpUnit>(
 ) -> Result<(), O::Fault> {
     let [dst, src, ..] = insn.operands;
     let reg = usize::from(xmm_of(dst)?);
-    let mmx = convert == Convert::DqToPs || matches!(src, Operand::Mmx(_));
+    let mmx = matches!(src, Operand::Mmx(_));
     if mmx {
         check_pending(state)?;
     }

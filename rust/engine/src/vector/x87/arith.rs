@@ -81,15 +81,16 @@ pub(super) fn compare<O: Operands, F: FpUnit>(
 }
 
 fn compare_codes<F: FpUnit>(x87: &mut X87State, fp: &F, source: Option<X87Source>, quiet: bool, pops: u8) {
-    let codes = match source {
+    let (codes, proceeds) = match source {
         Some(source) if !x87.is_empty(0) => {
             let status = fp.x87_compare(quiet, x87.st(0), source, x87.fcw);
-            x87.merge(status & !fsw::C1).then_some(status)
+            (status, x87.merge(status & !fsw::C1))
         }
-        _ => x87.underflow().then_some(UNORDERED),
+        _ => (UNORDERED, x87.underflow()),
     };
-    if let Some(codes) = codes {
-        x87.set_codes(codes);
+    // Processors set the condition codes even when the exception is unmasked.
+    x87.set_codes(codes);
+    if proceeds {
         (0..pops).for_each(|_| x87.pop());
     }
 }
@@ -109,20 +110,16 @@ pub(super) fn compare_to_flags<O: Operands, F: FpUnit>(
     pop: bool,
 ) -> Result<(), O::Fault> {
     let i = last_st(insn)?;
-    let codes = if x87.is_empty(0) || x87.is_empty(i) {
-        x87.underflow().then_some(UNORDERED)
+    let (codes, proceeds) = if x87.is_empty(0) || x87.is_empty(i) {
+        (UNORDERED, x87.underflow())
     } else {
         let status = fp.x87_compare(quiet, x87.st(0), X87Source::F80(x87.st(i)), x87.fcw);
-        x87.merge(status & !fsw::C1).then_some(status)
+        (status, x87.merge(status & !fsw::C1 | x87.fsw & fsw::C1))
     };
-    if let Some(codes) = codes {
-        let flag = |code, flag| if codes & code != 0 { flag } else { 0 };
-        ops.set_status_flags(
-            flag(fsw::C0, eflags::CF) | flag(fsw::C2, eflags::PF) | flag(fsw::C3, eflags::ZF),
-        );
-        if pop {
-            x87.pop();
-        }
+    let flag = |code, flag| if codes & code != 0 { flag } else { 0 };
+    ops.set_status_flags(flag(fsw::C0, eflags::CF) | flag(fsw::C2, eflags::PF) | flag(fsw::C3, eflags::ZF));
+    if proceeds && pop {
+        x87.pop();
     }
     Ok(())
 }
@@ -146,6 +143,9 @@ pub(super) fn examine(x87: &mut X87State) {
 
 /// Functions of ST(0) whose result replaces it. FSIN and FCOS tell by C2 that the operand was out of range.
 pub(super) fn unary<F: FpUnit>(x87: &mut X87State, fp: &F, op: X87Unary) {
+    if matches!(op, X87Unary::Sin | X87Unary::Cos) {
+        x87.fsw &= !fsw::C2;
+    }
     if x87.is_empty(0) {
         if x87.underflow() {
             x87.set_st(0, F80::INDEFINITE);
@@ -157,12 +157,15 @@ pub(super) fn unary<F: FpUnit>(x87: &mut X87State, fp: &F, op: X87Unary) {
         x87.set_st(0, result.value);
     }
     if matches!(op, X87Unary::Sin | X87Unary::Cos) {
-        x87.fsw = x87.fsw & !fsw::C2 | result.status & fsw::C2;
+        x87.fsw |= result.status & fsw::C2;
     }
 }
 
 /// FSINCOS, FPTAN and FXTRACT: one result replaces ST(0), the other is pushed.
 pub(super) fn unary_pushing<F: FpUnit>(x87: &mut X87State, fp: &F, op: X87Unary) {
+    if op != X87Unary::Extract {
+        x87.fsw &= !fsw::C2;
+    }
     if x87.is_empty(0) || x87.is_full() {
         let masked = if x87.is_empty(0) { x87.underflow() } else { x87.overflow() };
         if masked {
@@ -179,12 +182,15 @@ pub(super) fn unary_pushing<F: FpUnit>(x87: &mut X87State, fp: &F, op: X87Unary)
         }
     }
     if op != X87Unary::Extract {
-        x87.fsw = x87.fsw & !fsw::C2 | result.status & fsw::C2;
+        x87.fsw |= result.status & fsw::C2;
     }
 }
 
 /// FPREM, FPREM1 and FSCALE; the remainders tell the quotient's low bits and completion by the condition codes.
 pub(super) fn binary<F: FpUnit>(x87: &mut X87State, fp: &F, op: X87Binary) {
+    if op != X87Binary::Scale {
+        x87.fsw &= !fsw::C2;
+    }
     if x87.is_empty(0) || x87.is_empty(1) {
         if x87.underflow() {
             x87.set_st(0, F80::INDEFINITE);
@@ -194,7 +200,9 @@ pub(super) fn binary<F: FpUnit>(x87: &mut X87State, fp: &F, op: X87Binary) {
     let result = fp.x87_binary(op, x87.st(0), x87.st(1), x87.fcw);
     if x87.merge(result.status) {
         x87.set_st(0, result.value);
-        if op != X87Binary::Scale {
+        // A NaN has no quotient to report.
+        let nan = result.value.exponent() == 0x7fff && result.value.significand << 1 != 0;
+        if op != X87Binary::Scale && !nan {
             x87.set_codes(result.status);
         }
     }

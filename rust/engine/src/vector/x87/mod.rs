@@ -131,10 +131,12 @@ fn on_stack<F: FpUnit>(x87: &mut X87State, fp: &F, insn: &Insn) -> Result<(), Ve
             x87.set_top(x87.top().wrapping_sub(1));
             x87.fsw &= !fsw::C1;
         }
-        Op::Ffree => x87.free(last_st(insn)?),
-        Op::Ffreep => {
+        Op::Ffree | Op::Ffreep => {
             x87.free(last_st(insn)?);
-            x87.pop();
+            x87.fsw &= !fsw::C1;
+            if insn.op == Op::Ffreep {
+                x87.pop();
+            }
         }
         Op::Fnop => {}
         _ => return Err(VectorException::InvalidOpcode),

@@ -40,7 +40,9 @@ pub(super) fn load<O: Operands, F: FpUnit>(
         return Ok(());
     }
     let result = fp.x87_load(source, x87.fcw);
-    if x87.merge(result.status) {
+    x87.merge(result.status);
+    // An unmasked denormal exception does not keep the value from being loaded.
+    if result.status & !x87.fcw & fsw::IE == 0 {
         x87.push(result.value);
     }
     Ok(())
@@ -48,10 +50,10 @@ pub(super) fn load<O: Operands, F: FpUnit>(
 
 /// FLD ST(i).
 fn load_register(x87: &mut X87State, i: u8) {
-    let masked = if x87.is_full() {
-        x87.overflow()
-    } else if x87.is_empty(i) {
+    let masked = if x87.is_empty(i) {
         x87.underflow()
+    } else if x87.is_full() {
+        x87.overflow()
     } else {
         let value = x87.st(i);
         x87.merge(0);
@@ -178,7 +180,6 @@ pub(super) fn conditional_move<O: Operands>(
         }
         return Ok(());
     }
-    x87.fsw &= !fsw::C1;
     let flags = ops.flags();
     let holds = match insn.cond & 0xe {
         2 => flags & eflags::CF != 0,
