@@ -120,6 +120,17 @@ pub enum BootError {
         low_end: u64,
     },
 
+    /// Something wants to be where the interrupt vectors are.
+    #[error(
+        "{what} cannot be loaded at {start:#x}: the first page holds the interrupt vectors and the data of the BIOS"
+    )]
+    BiosData {
+        /// The piece.
+        what: &'static str,
+        /// Where it wants to be.
+        start: u64,
+    },
+
     /// No room is left below the limit that the kernel sets.
     #[error(
         "{what} ({size:#x} bytes) does not fit between the kernel's end at {floor:#x} and {ceiling:#x}; give the \

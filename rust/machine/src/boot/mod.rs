@@ -22,6 +22,8 @@ mod memory;
 mod multiboot;
 mod place;
 mod pvh;
+#[cfg(test)]
+mod tests;
 
 use std::fmt;
 use std::str::FromStr;

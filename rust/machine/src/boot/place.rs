@@ -30,6 +30,9 @@ impl<'a> Placer<'a> {
         if size == 0 {
             return Ok(());
         }
+        if start < LOW_START {
+            return Err(BootError::BiosData { what, start });
+        }
         if let Some(&(first, begin, _)) = self.taken.iter().find(|&&(_, s, e)| start < e && s < end) {
             return Err(BootError::Overlap { first, second: what, address: begin.max(start) });
         }

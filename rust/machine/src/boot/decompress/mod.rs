@@ -76,7 +76,7 @@ pub enum Format {
 }
 
 /// Formats by the bytes that their streams start with.
-const MAGICS: [(Format, &[u8]); 9] = [
+pub(super) const MAGICS: [(Format, &[u8]); 9] = [
     (Format::Plain, b"\x7fELF"),
     (Format::Gzip, &[0x1F, 0x8B]),
     (Format::Gzip, &[0x1F, 0x9E]),
@@ -198,7 +198,7 @@ fn check_zstd_window(stream: &[u8]) -> io::Result<()> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
     const SIZE: usize = 0x4000;
@@ -225,7 +225,7 @@ mod tests {
         bytes
     }
 
-    const SAMPLES: [(Format, &[u8]); 7] = [
+    pub(crate) const SAMPLES: [(Format, &[u8]); 7] = [
         (Format::Gzip, include_bytes!("samples/gzip")),
         (Format::Bzip2, include_bytes!("samples/bzip2")),
         (Format::Lzma, include_bytes!("samples/lzma")),
