@@ -110,6 +110,9 @@ bitflags::bitflags! {
         const FDP_EXCPTN_ONLY = 1 << 93;
         const SSBD = 1 << 94;
         const STIBP = 1 << 95;
+        /// IA32_SPEC_CTRL.BHI_DIS_S.
+        const BHI_CTRL = 1 << 96;
+        const MCDT_NO = 1 << 97;
     }
 }
 

@@ -4,6 +4,8 @@ pub mod exception;
 pub mod features;
 pub mod insn;
 pub mod layout;
+pub mod model;
+pub mod msr;
 pub mod op;
 pub mod regs;
 mod table;
