@@ -3,7 +3,11 @@
 #![allow(unsafe_code)]
 
 #[cfg(test)]
+mod mock;
+#[cfg(test)]
 mod oracle;
+#[cfg(test)]
+mod oracle_save;
 #[cfg(test)]
 mod silicon;
 mod sse;
