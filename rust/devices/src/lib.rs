@@ -12,9 +12,12 @@
 //! controller does to a local APIC goes through the lock-free [`apic::ApicPort`], never through the local APIC's own
 //! lock. A local APIC may call the I/O APIC (end of interrupt) while it is locked. The bus's table is unlocked before a
 //! device is called.
+pub mod acpi_pm;
 pub mod apic;
 pub mod bus;
 pub mod clock;
+pub mod debug;
+pub mod hpet;
 pub mod line;
 pub mod pic;
 pub mod pit;
