@@ -6,7 +6,6 @@ pub mod fault;
 pub mod interp;
 pub mod memory;
 pub mod mmu;
-pub mod model;
 pub mod platform;
 pub mod state;
 pub mod vector;

@@ -48,6 +48,8 @@ pub trait Platform: Send + fmt::Debug {
     fn next_event(&mut self, count: u64) -> u64;
     /// 64 random bits for RDRAND and RDSEED, seeded by the machine.
     fn random(&mut self) -> u64;
+    /// Whether IA32_APIC_BASE has the local APIC enabled.
+    fn apic_enabled(&self) -> bool;
     /// Initial local APIC ID, as CPUID shows it.
     fn apic_id(&self) -> u32;
 }

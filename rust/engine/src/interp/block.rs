@@ -230,7 +230,7 @@ impl Cache {
 
 /// Decodes instructions up to the end of the block or of the bytes; gives the bytes used.
 fn decode_run(cpu: &Vcpu, code: &[u8], key: Key, uops: &mut Vec<Uop>) -> usize {
-    let features = cpu.model.features();
+    let features = cpu.features();
     let mut at = 0;
     while uops.len() < LONGEST {
         match decode(&code[at..], key.bits, &features) {

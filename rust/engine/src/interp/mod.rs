@@ -13,7 +13,7 @@ mod descriptor;
 mod event;
 mod far;
 mod io;
-pub mod msr;
+pub(crate) mod msr;
 mod muldiv;
 mod run;
 mod select;

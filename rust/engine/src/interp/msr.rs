@@ -1,127 +1,131 @@
-//! RDMSR and WRMSR: which registers there are is the model's table; what the engine computes stands here.
+//! RDMSR and WRMSR. Which registers there are, and what they take, is the model's table; what the engine computes or keeps
+//! in a field of its own stands here, and the platform has those of the local APIC.
 
 use std::collections::BTreeMap;
 
 use trapgate_x86::insn::Seg;
-use trapgate_x86::regs::efer;
+use trapgate_x86::model::Model;
+use trapgate_x86::msr::{self, Kind, Msr};
+use trapgate_x86::regs::{cr0, efer};
 
 use crate::fault::Done;
-use crate::mmu::access::canonical;
-use crate::model::Model;
 use crate::state::Vcpu;
 
-pub const IA32_TSC: u32 = 0x10;
-pub const IA32_TSC_ADJUST: u32 = 0x3b;
-pub const IA32_SYSENTER_CS: u32 = 0x174;
-pub const IA32_SYSENTER_ESP: u32 = 0x175;
-pub const IA32_SYSENTER_EIP: u32 = 0x176;
-pub const IA32_EFER: u32 = 0xc000_0080;
-pub const IA32_STAR: u32 = 0xc000_0081;
-pub const IA32_LSTAR: u32 = 0xc000_0082;
-pub const IA32_CSTAR: u32 = 0xc000_0083;
-pub const IA32_FMASK: u32 = 0xc000_0084;
-pub const IA32_FS_BASE: u32 = 0xc000_0100;
-pub const IA32_GS_BASE: u32 = 0xc000_0101;
-pub const IA32_KERNEL_GS_BASE: u32 = 0xc000_0102;
-pub const IA32_TSC_AUX: u32 = 0xc000_0103;
-
 /// Values at reset of the registers that are plain storage.
-pub fn reset_values(model: &Model) -> BTreeMap<u32, u64> {
-    model.stored_msrs()
+pub(crate) fn reset_values(model: &Model) -> BTreeMap<u32, u64> {
+    model.msrs().filter(|m| m.kind == Kind::Stored).map(|m| (m.number, m.reset)).collect()
 }
 
 impl Vcpu {
     /// RDMSR: #GP(0) for a register that the model does not have.
-    pub(crate) fn read_msr(&mut self, msr: u32) -> Done<u64> {
-        let own = match msr {
-            IA32_TSC => Some(self.tsc_now()),
-            IA32_TSC_ADJUST => Some(self.tsc_adjust),
-            IA32_SYSENTER_CS => Some(self.sysenter_cs),
-            IA32_SYSENTER_ESP => Some(self.sysenter_esp),
-            IA32_SYSENTER_EIP => Some(self.sysenter_eip),
-            IA32_EFER => Some(self.efer),
-            IA32_STAR => Some(self.star),
-            IA32_LSTAR => Some(self.lstar),
-            IA32_CSTAR => Some(self.cstar),
-            IA32_FMASK => Some(self.fmask),
-            IA32_FS_BASE => Some(self.segment(Seg::Fs).base),
-            IA32_GS_BASE => Some(self.segment(Seg::Gs).base),
-            IA32_KERNEL_GS_BASE => Some(self.kernel_gs_base),
-            IA32_TSC_AUX => Some(self.tsc_aux),
-            _ => None,
-        };
-        if let Some(value) = own {
-            return Ok(value);
+    pub(crate) fn read_msr(&mut self, number: u32) -> Done<u64> {
+        let Some(register) = self.model.msr(number) else { return self.protection() };
+        match register.kind {
+            Kind::Stored => Ok(self.msrs.get(&number).copied().unwrap_or(register.reset)),
+            Kind::Constant | Kind::Sink => Ok(register.reset),
+            Kind::Command => self.protection(),
+            Kind::Engine => Ok(self.engine_msr(number)),
+            Kind::Apic => {
+                let count = self.count_now();
+                match self.platform.msr_read(count, number) {
+                    Some(Ok(value)) => Ok(value),
+                    _ => self.protection(),
+                }
+            }
         }
-        let count = self.count_now();
-        match self.platform.msr_read(count, msr) {
-            Some(Ok(value)) => return Ok(value),
-            Some(Err(_)) => return self.protection(),
-            None => {}
-        }
-        match self.msrs.get(&msr) {
-            Some(value) => Ok(*value),
-            None => self.protection(),
+    }
+
+    fn engine_msr(&mut self, number: u32) -> u64 {
+        match number {
+            msr::IA32_TIME_STAMP_COUNTER => self.tsc_now(),
+            msr::IA32_TSC_ADJUST => self.tsc_adjust,
+            // The ratio of the TSC to 100 MHz, as the maximum without turbo and as the efficient one.
+            msr::MSR_PLATFORM_INFO => {
+                let ratio = u64::from(self.processor.tsc_khz / 100_000).clamp(1, 255);
+                ratio << 8 | ratio << 40
+            }
+            msr::IA32_SYSENTER_CS => self.sysenter_cs,
+            msr::IA32_SYSENTER_ESP => self.sysenter_esp,
+            msr::IA32_SYSENTER_EIP => self.sysenter_eip,
+            msr::IA32_DEBUGCTL => self.debugctl,
+            msr::IA32_EFER => self.efer,
+            msr::IA32_STAR => self.star,
+            msr::IA32_LSTAR => self.lstar,
+            msr::IA32_FMASK => self.fmask,
+            msr::IA32_FS_BASE => self.segment(Seg::Fs).base,
+            msr::IA32_GS_BASE => self.segment(Seg::Gs).base,
+            msr::IA32_KERNEL_GS_BASE => self.kernel_gs_base,
+            msr::IA32_TSC_AUX => self.tsc_aux,
+            _ => 0,
         }
     }
 
     /// WRMSR: #GP(0) for a register that the model does not have or a value that it refuses.
-    pub(crate) fn write_msr(&mut self, msr: u32, value: u64) -> Done {
-        match msr {
-            IA32_EFER => return self.write_efer(value),
-            IA32_TSC => {
-                let now = self.tsc_now();
-                return self.adjust_tsc(value.wrapping_sub(now).wrapping_add(self.tsc_adjust));
+    pub(crate) fn write_msr(&mut self, number: u32, value: u64) -> Done {
+        let Some(register) = self.model.msr(number) else { return self.protection() };
+        match register.kind {
+            Kind::Apic => {
+                let count = self.count_now();
+                match self.platform.msr_write(count, number, value) {
+                    Some(Ok(())) => Ok(()),
+                    _ => self.protection(),
+                }
             }
-            IA32_TSC_ADJUST => return self.adjust_tsc(value),
-            IA32_SYSENTER_CS => self.sysenter_cs = value & 0xffff_ffff,
-            IA32_STAR => self.star = value,
-            IA32_FMASK => self.fmask = value & 0xffff_ffff,
-            IA32_TSC_AUX if value >> 32 != 0 => return self.protection(),
-            IA32_TSC_AUX => self.tsc_aux = value,
-            IA32_SYSENTER_ESP | IA32_SYSENTER_EIP | IA32_LSTAR | IA32_CSTAR | IA32_FS_BASE | IA32_GS_BASE
-            | IA32_KERNEL_GS_BASE => return self.write_address(msr, value),
-            _ => return self.write_other(msr, value),
+            Kind::Engine => self.write_engine_msr(&register, value),
+            _ => {
+                let old = self.msrs.get(&number).copied().unwrap_or(register.reset);
+                if !register.accepts(old, value, self.model.linear_bits) {
+                    return self.protection();
+                }
+                if register.kind == Kind::Stored {
+                    self.msrs.insert(number, value);
+                }
+                Ok(())
+            }
         }
-        Ok(())
     }
 
-    /// Registers that hold a linear address refuse one that is not canonical.
-    fn write_address(&mut self, msr: u32, value: u64) -> Done {
-        if !canonical(value) {
+    fn write_engine_msr(&mut self, register: &Msr, value: u64) -> Done {
+        let old = match register.number {
+            // The counter itself moves, so any value may follow any other.
+            msr::IA32_TIME_STAMP_COUNTER => value,
+            number => self.engine_msr(number),
+        };
+        if register.number == msr::IA32_EFER {
+            return self.write_efer(value);
+        }
+        if !register.accepts(old, value, self.model.linear_bits) {
             return self.protection();
         }
-        match msr {
-            IA32_SYSENTER_ESP => self.sysenter_esp = value,
-            IA32_SYSENTER_EIP => self.sysenter_eip = value,
-            IA32_LSTAR => self.lstar = value,
-            IA32_CSTAR => self.cstar = value,
-            IA32_FS_BASE => self.seg[Seg::Fs as usize].base = value,
-            IA32_GS_BASE => self.seg[Seg::Gs as usize].base = value,
-            _ => self.kernel_gs_base = value,
+        match register.number {
+            msr::IA32_TIME_STAMP_COUNTER => {
+                let now = self.tsc_now();
+                self.adjust_tsc(value.wrapping_sub(now).wrapping_add(self.tsc_adjust));
+            }
+            msr::IA32_TSC_ADJUST => self.adjust_tsc(value),
+            msr::IA32_SYSENTER_CS => self.sysenter_cs = value,
+            msr::IA32_SYSENTER_ESP => self.sysenter_esp = value,
+            msr::IA32_SYSENTER_EIP => self.sysenter_eip = value,
+            msr::IA32_DEBUGCTL => self.debugctl = value,
+            msr::IA32_STAR => self.star = value,
+            msr::IA32_LSTAR => self.lstar = value,
+            msr::IA32_FMASK => self.fmask = value,
+            msr::IA32_FS_BASE => self.seg[Seg::Fs as usize].base = value,
+            msr::IA32_GS_BASE => self.seg[Seg::Gs as usize].base = value,
+            msr::IA32_KERNEL_GS_BASE => self.kernel_gs_base = value,
+            msr::IA32_TSC_AUX => self.tsc_aux = value,
+            _ => return self.protection(),
         }
         Ok(())
     }
 
-    fn write_other(&mut self, msr: u32, value: u64) -> Done {
-        let count = self.count_now();
-        match self.platform.msr_write(count, msr, value) {
-            Some(Ok(())) => return Ok(()),
-            Some(Err(_)) => return self.protection(),
-            None => {}
-        }
-        let Some(old) = self.msrs.get(&msr).copied() else { return self.protection() };
-        let Some(new) = self.model.msr_value(msr, old, value) else { return self.protection() };
-        self.msrs.insert(msr, new);
-        Ok(())
-    }
-
+    /// LME cannot change while paging is on; LMA follows from LME and PG and ignores writes (SDM vol. 3, 2.2.1).
     fn write_efer(&mut self, value: u64) -> Done {
-        if value & !efer::ALL != 0 {
+        if value & !self.model.efer_mask() != 0 {
             return self.protection();
         }
         let changed = value ^ self.efer;
-        if changed & efer::LME != 0 && self.cr0 & trapgate_x86::regs::cr0::PG != 0 {
+        if changed & efer::LME != 0 && self.cr0 & cr0::PG != 0 {
             return self.protection();
         }
         self.efer = value & !efer::LMA | self.efer & efer::LMA;
@@ -132,10 +136,9 @@ impl Vcpu {
         Ok(())
     }
 
-    fn adjust_tsc(&mut self, adjust: u64) -> Done {
+    fn adjust_tsc(&mut self, adjust: u64) {
         self.tsc_adjust = adjust;
         let count = self.count_now();
         self.platform.set_tsc_offset(count, adjust);
-        Ok(())
     }
 }

@@ -2,6 +2,7 @@
 
 use trapgate_x86::exception::Vector;
 use trapgate_x86::insn::{Bits, Operand};
+use trapgate_x86::model::{Cpuid, Dynamic};
 use trapgate_x86::regs::{cr0, cr3, cr4, dr6, dr7, efer, rflags};
 
 use super::{Uop, by_width};
@@ -10,28 +11,6 @@ use crate::memory::Word;
 use crate::mmu::access::{Intent, canonical};
 use crate::mmu::walk::Format;
 use crate::state::Vcpu;
-
-/// CR4 bits that the models offer, by the feature that brings each.
-fn cr4_offered(cpu: &Vcpu) -> u64 {
-    use trapgate_x86::features::Features as F;
-    let f = cpu.model.features();
-    let mut bits = cr4::TSD | cr4::DE | cr4::PSE | cr4::PAE | cr4::MCE | cr4::PGE;
-    bits |= cr4::PCE | cr4::OSFXSR | cr4::OSXMMEXCPT;
-    let by = [
-        (F::FSGSBASE, cr4::FSGSBASE),
-        (F::PCID, cr4::PCIDE),
-        (F::XSAVE, cr4::OSXSAVE),
-        (F::SMEP, cr4::SMEP),
-        (F::SMAP, cr4::SMAP),
-        (F::UMIP, cr4::UMIP),
-    ];
-    for (feature, bit) in by {
-        if f.contains(feature) {
-            bits |= bit;
-        }
-    }
-    bits
-}
 
 impl Vcpu {
     /// MOV to CR0 and LMSW (SDM vol. 3, 2.5, 4.1 and 9.8.5).
@@ -99,7 +78,7 @@ impl Vcpu {
             if keep {
                 value &= !cr3::NO_FLUSH;
             }
-            if value >> self.physical_bits != 0 {
+            if value >> self.model.physical_bits != 0 {
                 return self.protection();
             }
         } else {
@@ -116,7 +95,7 @@ impl Vcpu {
     }
 
     pub(crate) fn write_cr4(&mut self, value: u64) -> Done {
-        if value & !cr4_offered(self) != 0 {
+        if value & !self.model.cr4_mask() != 0 {
             return self.protection();
         }
         let changed = value ^ self.cr4;
@@ -329,7 +308,7 @@ pub(super) fn cache_line(cpu: &mut Vcpu, u: &Uop) -> Done {
 
 /// CPUID.
 pub(super) fn cpuid(cpu: &mut Vcpu, _: &Uop) -> Done {
-    let [eax, ebx, ecx, edx] = cpu.cpuid_values(cpu.regs[0] as u32, cpu.regs[1] as u32);
+    let Cpuid { eax, ebx, ecx, edx } = cpu.cpuid_values(cpu.regs[0] as u32, cpu.regs[1] as u32);
     cpu.regs[0] = u64::from(eax);
     cpu.regs[3] = u64::from(ebx);
     cpu.regs[1] = u64::from(ecx);
@@ -339,8 +318,17 @@ pub(super) fn cpuid(cpu: &mut Vcpu, _: &Uop) -> Done {
 
 impl Vcpu {
     /// CPUID of a leaf as the guest sees it now.
-    pub fn cpuid_values(&self, leaf: u32, sub: u32) -> [u32; 4] {
-        self.model.cpuid(leaf, sub)
+    pub fn cpuid_values(&self, leaf: u32, subleaf: u32) -> Cpuid {
+        let dynamic = Dynamic {
+            apic_id: self.platform.apic_id(),
+            topology: self.processor.topology,
+            apic_enabled: self.platform.apic_enabled(),
+            osxsave: self.cr4 & cr4::OSXSAVE != 0,
+            xcr0: self.xcr0,
+            in_64bit_mode: self.mode.bits == Bits::B64,
+            tsc_khz: self.processor.tsc_khz,
+        };
+        self.model.cpuid(leaf, subleaf, &dynamic)
     }
 
     fn tsc_allowed(&mut self) -> Done {
@@ -440,7 +428,7 @@ pub(super) fn xsetbv(cpu: &mut Vcpu, _: &Uop) -> Done {
     }
     cpu.require_cpl0()?;
     let value = cpu.regs[2] << 32 | cpu.regs[0] & 0xffff_ffff;
-    let offered = cpu.model.xcr0();
+    let offered = cpu.model.xcr0_mask();
     if cpu.regs[1] as u32 != 0 || value & 1 == 0 || value & !offered != 0 {
         return cpu.protection();
     }

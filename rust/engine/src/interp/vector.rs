@@ -145,8 +145,8 @@ impl Vcpu {
             xcr0: self.xcr0,
             bits: self.mode.bits,
             protected: self.cr0 & cr0::PE != 0 && !self.flags.is_set(rflags::VM),
-            fdp_exception_only: self.model.features().contains(Features::FDP_EXCPTN_ONLY),
-            no_fcs_fds: self.model.features().contains(Features::FCS_FDS_DEPRECATED),
+            fdp_exception_only: self.features().contains(Features::FDP_EXCPTN_ONLY),
+            no_fcs_fds: self.features().contains(Features::FCS_FDS_DEPRECATED),
         }
     }
 

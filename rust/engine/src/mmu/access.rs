@@ -4,6 +4,7 @@
 //! cached code, device memory, an access across pages) goes through [`Place`], which is found out of line.
 
 use trapgate_x86::exception::Vector;
+use trapgate_x86::features::Features;
 use trapgate_x86::insn::Seg;
 use trapgate_x86::regs::{cr0, cr4, rflags};
 
@@ -362,8 +363,8 @@ impl Vcpu {
             cr4: self.cr4,
             efer: self.efer,
             pdptes: self.pdptes,
-            physical_bits: self.physical_bits,
-            gigabyte_pages: self.gigabyte_pages,
+            physical_bits: self.model.physical_bits,
+            gigabyte_pages: self.features().contains(Features::PDPE1GB),
         }
     }
 

@@ -9,14 +9,15 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 pub use flags::Flags;
 pub use segment::{Descriptor, Segment, Table};
+use trapgate_x86::features::Features;
 use trapgate_x86::insn::{Bits, Seg};
+use trapgate_x86::model::{Model, Topology};
 use trapgate_x86::regs::{cr0, dr6, dr7, efer, rflags};
 
 use crate::exit::Exit;
 use crate::fault::Exception;
 use crate::memory::GuestMemory;
 use crate::mmu::tlb::Tlb;
-use crate::model::Model;
 use crate::platform::Platform;
 use crate::vector::VectorState;
 
@@ -63,6 +64,14 @@ pub struct Mode {
     pub rip_mask: u64,
 }
 
+/// What one processor of a machine is besides its model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Processor {
+    pub topology: Topology,
+    /// Frequency of the time-stamp counter.
+    pub tsc_khz: u32,
+}
+
 /// One virtual processor.
 #[derive(Debug)]
 pub struct Vcpu {
@@ -90,13 +99,13 @@ pub struct Vcpu {
     pub cpl: u8,
     /// Vector registers; lent out (`None`) only while a vector instruction runs.
     pub(crate) vector: Option<Box<VectorState>>,
-    /// IA32_STAR, LSTAR, CSTAR, FMASK.
+    /// IA32_STAR, LSTAR, FMASK.
     pub star: u64,
     pub lstar: u64,
-    pub cstar: u64,
     pub fmask: u64,
     pub kernel_gs_base: u64,
     pub tsc_aux: u64,
+    pub debugctl: u64,
     pub sysenter_cs: u64,
     pub sysenter_esp: u64,
     pub sysenter_eip: u64,
@@ -120,8 +129,7 @@ pub struct Vcpu {
     pub(crate) platform: Box<dyn Platform>,
     pub(crate) requests: Arc<Requests>,
     pub(crate) model: Arc<Model>,
-    pub(crate) physical_bits: u8,
-    pub(crate) gigabyte_pages: bool,
+    pub(crate) processor: Processor,
     /// Index of the running instruction in its block.
     pub(crate) at: u32,
     /// The block runs up to here; zero makes it end after the running instruction.
@@ -162,6 +170,7 @@ impl Vcpu {
     /// A processor in the state that the manual gives for INIT and power-up (SDM vol. 3, table 9-1).
     pub fn new(
         model: Arc<Model>,
+        processor: Processor,
         memory: Arc<GuestMemory>,
         platform: Box<dyn Platform>,
         requests: Arc<Requests>,
@@ -190,10 +199,10 @@ impl Vcpu {
             vector: None,
             star: 0,
             lstar: 0,
-            cstar: 0,
             fmask: 0,
             kernel_gs_base: 0,
             tsc_aux: 0,
+            debugctl: 0,
             sysenter_cs: 0,
             sysenter_esp: 0,
             sysenter_eip: 0,
@@ -209,9 +218,8 @@ impl Vcpu {
             memory,
             platform,
             requests,
-            physical_bits: model.physical_bits(),
-            gigabyte_pages: model.gigabyte_pages(),
             model,
+            processor,
             at: 0,
             end: 0,
             extra: 0,
@@ -226,7 +234,7 @@ impl Vcpu {
         };
         vcpu.seg[Seg::Cs as usize] =
             Segment { selector: 0xf000, base: 0xffff_0000, limit: 0xffff, access: 0x9b };
-        vcpu.regs[2] = u64::from(vcpu.model.signature());
+        vcpu.regs[2] = u64::from(vcpu.model.signature);
         vcpu.update_mode();
         vcpu
     }
@@ -297,6 +305,12 @@ impl Vcpu {
 
     pub fn platform_mut(&mut self) -> &mut dyn Platform {
         &mut *self.platform
+    }
+
+    /// What the model offers.
+    #[inline(always)]
+    pub fn features(&self) -> Features {
+        self.model.features
     }
 
     /// x87, MMX and SSE registers.

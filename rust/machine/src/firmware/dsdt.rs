@@ -207,11 +207,10 @@ fn add_board_devices(bus: &mut Sequence) {
 
 /// Ports and memory of the board that no driver is to take (PNP0C02).
 fn reserved() -> Sequence {
-    let resources: [&dyn Aml; 6] = [
+    let resources: [&dyn Aml; 5] = [
         &ports(layout::POST_CODE, 1),
         &ports(layout::PORT_92, 1),
         &ports(layout::PM_BASE, layout::PM_SIZE as u8),
-        &registers(&layout::IO_APIC, true),
         &registers(&layout::LOCAL_APIC, true),
         &registers(&layout::FIRMWARE_ROM, false),
     ];

@@ -55,8 +55,7 @@ fn random_memory(random: &mut Random) -> Memory {
 }
 
 /// Compares `times` runs. The processor may report a component as in use that is in its initial configuration (a context
-/// switch can do that; SDM
-/// vol. 1, 13.6); such runs are left out, and their number is the result.
+/// switch can do that; SDM vol. 1, 13.6); such runs are left out, and their number is the result.
 fn compare_sequence(sequence: &[&[u8]], seed: u64, times: u32) -> u32 {
     let mut left_out = 0;
     let (mut page, mut random) = (Page::new(), Random::new(seed));

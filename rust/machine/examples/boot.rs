@@ -1,0 +1,47 @@
+//! Boots a kernel on the PC board with its console on standard output: the machine crate without Python.
+//!
+//! `cargo run --release --example boot -- KERNEL [INITRD [COMMAND LINE]]`
+
+use std::io::Write;
+use std::time::{Duration, Instant};
+
+use trapgate_machine::boot::{Decompression, Protocol};
+use trapgate_machine::{ClockKind, Config, Exit, Limits, Machine, Payload};
+use trapgate_x86::model::X86_64_V2;
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let mut args = std::env::args().skip(1);
+    let kernel = std::fs::read(args.next().ok_or("usage: boot KERNEL [INITRD [COMMAND LINE]]")?)?;
+    let initrd = args.next().map(std::fs::read).transpose()?;
+    let command_line = args.next().unwrap_or_else(|| "console=ttyS0".into());
+    let clock = if std::env::var_os("REAL").is_some() { ClockKind::Real } else { ClockKind::Virtual };
+    let config = Config { memory: 512 << 20, model: X86_64_V2, clock, seed: 1, epoch_seconds: 1_700_000_000 };
+    let payload = Payload {
+        kernel: &kernel,
+        initrd: initrd.as_deref(),
+        command_line: &command_line,
+        protocol: Protocol::Auto,
+        decompression: Decompression::Host,
+    };
+    let mut machine = Machine::new(&config, &payload)?;
+    let start = Instant::now();
+    let limits = Limits { wall: Some(Duration::from_millis(50)), ..Limits::default() };
+    loop {
+        let exit = machine.run(&limits);
+        std::io::stdout().write_all(&machine.console().take())?;
+        std::io::stdout().flush()?;
+        if exit != Exit::WallTimePassed {
+            let seconds = start.elapsed().as_secs_f64();
+            let count = machine.count();
+            eprintln!(
+                "\n{exit:x?} after {count} instructions, {seconds:.2} s, {:.1} M/s",
+                count as f64 / seconds / 1e6
+            );
+            return Ok(());
+        }
+        if start.elapsed() > Duration::from_secs(120) {
+            eprintln!("\nat {:#x} after {} instructions", machine.cpu().rip, machine.count());
+            return Ok(());
+        }
+    }
+}

@@ -1,0 +1,233 @@
+//! The PC board of `full` and `hardware`: which chips there are, where they answer, and how they are wired.
+//!
+//! This file only wires. Addresses and interrupt numbers are those of [`crate::firmware::layout`], which the ACPI tables
+//! are made from as well.
+
+mod platform;
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+use trapgate_devices::acpi_pm::{AcpiPm, AcpiPmConfig};
+use trapgate_devices::apic::{
+    ApicFabric, ApicPort, IoApic, IoApicConfig, IoApicInput, Kick, LocalApic, LocalApicConfig, LocalPin,
+    TscClock,
+};
+use trapgate_devices::hpet::{Hpet, HpetLines};
+use trapgate_devices::line::{Selector, Splitter};
+use trapgate_devices::pic::{PicInput, PicPair};
+use trapgate_devices::pit::Pit;
+use trapgate_devices::port61::Port61;
+use trapgate_devices::rtc::{Rtc, RtcConfig};
+use trapgate_devices::uart::Uart;
+use trapgate_devices::{Bus, BusError, Device, Line, MachineControl, Nanos, NoLine, PhysAddr, Port, lock};
+use trapgate_engine::Requests;
+use trapgate_x86::features::Features;
+use trapgate_x86::model::Model;
+
+use crate::boot::MemoryMap;
+use crate::clock::TSC_HZ;
+use crate::console::Console;
+use crate::firmware::layout;
+use crate::signal::Signal;
+
+pub(crate) use platform::PcPlatform;
+
+type Chip = Arc<Mutex<dyn Device>>;
+
+/// The chips of one machine and the buses they are on.
+#[derive(Debug)]
+pub struct PcBoard {
+    pub ports: Bus<Port>,
+    pub memory: Bus<PhysAddr>,
+    /// Every chip once, in a fixed order: for deadlines, reset and state.
+    chips: Vec<Chip>,
+    pub(crate) pic: Arc<Mutex<PicPair>>,
+    pub(crate) local_apic: Arc<Mutex<LocalApic>>,
+    /// The part of the local APIC that needs no lock.
+    pub(crate) apic_port: Arc<ApicPort>,
+    pub(crate) com1: Arc<Mutex<Uart>>,
+    /// Count at which the run loop last served the chips.
+    served: AtomicU64,
+}
+
+/// What the board is built from, besides the chips.
+#[derive(Debug)]
+pub(crate) struct Parts<'a> {
+    pub requests: &'a Arc<Requests>,
+    pub signal: &'a Arc<Signal>,
+    pub console: &'a Arc<Console>,
+    pub model: &'a Model,
+    pub memory: &'a MemoryMap,
+    pub epoch_seconds: i64,
+}
+
+/// Tells the vCPU that its local APIC has something for it.
+struct VcpuKick {
+    requests: Arc<Requests>,
+    signal: Arc<Signal>,
+}
+
+impl Kick for VcpuKick {
+    fn kick(&self) {
+        self.requests.post(Requests::INTERRUPT);
+        self.signal.wake();
+    }
+}
+
+/// The interrupt controllers, and the lines that lead to them.
+struct Interrupts {
+    pic: Arc<Mutex<PicPair>>,
+    io_apic: Arc<Mutex<IoApic>>,
+    local_apic: Arc<Mutex<LocalApic>>,
+    apic_port: Arc<ApicPort>,
+}
+
+impl Interrupts {
+    fn new(parts: &Parts<'_>) -> Self {
+        let fabric = ApicFabric::new();
+        let kick = VcpuKick { requests: Arc::clone(parts.requests), signal: Arc::clone(parts.signal) };
+        let config = LocalApicConfig {
+            id: 0,
+            bootstrap: true,
+            x2apic: parts.model.features.contains(Features::X2APIC),
+            physical_bits: parts.model.physical_bits,
+            timer_hz: u64::from(parts.model.crystal_hz),
+            tsc: TscClock { hz: TSC_HZ, offset: 0 },
+            virtual_wire: true,
+        };
+        let local_apic = LocalApic::new(config, Arc::clone(&fabric) as _, Arc::new(kick));
+        let apic_port = Arc::clone(local_apic.port());
+        let io = IoApicConfig { id: layout::IO_APIC_ID };
+        let io_apic = Arc::new(Mutex::new(IoApic::new(io, Arc::clone(&fabric) as _)));
+        fabric.attach_io(&io_apic);
+        let pic = Arc::new(Mutex::new(PicPair::new(LocalPin::new(&apic_port, 0))));
+        Interrupts { pic, io_apic, local_apic: Arc::new(Mutex::new(local_apic)), apic_port }
+    }
+
+    /// An ISA interrupt line: to its 8259 input, and to the I/O APIC input that the MADT names for it.
+    fn isa(&self, irq: u8) -> Arc<dyn Line> {
+        let pin = if irq == layout::IRQ_TIMER { layout::GSI_TIMER as u8 } else { irq };
+        Splitter::new(vec![PicInput::new(&self.pic, irq), IoApicInput::new(&self.io_apic, pin)])
+    }
+}
+
+impl PcBoard {
+    /// Builds and wires the board.
+    pub(crate) fn new(parts: &Parts<'_>) -> Result<Self, BusError> {
+        let ports = Bus::new();
+        let memory = Bus::new();
+        let interrupts = Interrupts::new(parts);
+        let mut chips: Vec<Chip> = Vec::new();
+        timers(parts, &interrupts, &ports, &memory, &mut chips)?;
+        let com1 = Uart::new(parts.console.sink(), interrupts.isa(layout::IRQ_COM1));
+        let com1 = Arc::new(Mutex::new(com1));
+        ports.insert(Port(layout::COM1), 8, &com1, 0)?;
+        chips.push(Arc::clone(&com1) as _);
+        power(parts, &interrupts, &ports, &mut chips)?;
+        let Interrupts { pic, io_apic, local_apic, apic_port } = interrupts;
+        ports.insert(Port(layout::PIC_1), 2, &pic, 0)?;
+        ports.insert(Port(layout::PIC_2), 2, &pic, 2)?;
+        ports.insert(Port(layout::ELCR), 2, &pic, 4)?;
+        let size = layout::IO_APIC.end - layout::IO_APIC.start;
+        memory.insert(PhysAddr(layout::IO_APIC.start), size, &io_apic, 0)?;
+        chips.push(Arc::clone(&pic) as _);
+        chips.push(io_apic as _);
+        chips.push(Arc::clone(&local_apic) as _);
+        Ok(PcBoard { ports, memory, chips, pic, local_apic, apic_port, com1, served: AtomicU64::new(0) })
+    }
+
+    /// The earliest time at which a chip changes an output by itself.
+    pub fn deadline(&self) -> Option<Nanos> {
+        self.chips.iter().filter_map(|chip| lock(chip).deadline()).min()
+    }
+
+    /// Brings every chip whose time has come up to `now`.
+    pub fn advance(&self, now: Nanos) {
+        for chip in &self.chips {
+            let mut chip = lock(chip);
+            if chip.deadline().is_some_and(|due| due <= now) {
+                chip.advance(now);
+            }
+        }
+    }
+
+    /// What the reset line of the board does.
+    pub fn reset(&self, now: Nanos) {
+        for chip in &self.chips {
+            lock(chip).reset(now);
+        }
+    }
+
+    /// State records of all chips, in their fixed order.
+    pub fn save(&self) -> Vec<trapgate_devices::State> {
+        self.chips.iter().map(|chip| lock(chip).save()).collect()
+    }
+
+    /// The run loop has looked at the chips: no timer calls for it again before the guest has made some headway.
+    pub(crate) fn served(&self, count: u64) {
+        self.served.store(count, Ordering::Relaxed);
+    }
+
+    pub(crate) fn last_served(&self) -> u64 {
+        self.served.load(Ordering::Relaxed)
+    }
+
+    /// Hands console input to the UART as far as there is room.
+    pub(crate) fn feed(&self, console: &Console, now: Nanos) {
+        if console.has_input() {
+            let mut uart = lock(&self.com1);
+            let bytes = console.take_input(uart.room());
+            uart.receive(&bytes, now);
+        }
+    }
+}
+
+/// PIT with port 61h, RTC and HPET. IRQ 0 and IRQ 8 belong to the HPET while it replaces the older timers.
+fn timers(
+    parts: &Parts<'_>,
+    interrupts: &Interrupts,
+    ports: &Bus<Port>,
+    memory: &Bus<PhysAddr>,
+    chips: &mut Vec<Chip>,
+) -> Result<(), BusError> {
+    let irq0 = Selector::new(interrupts.isa(layout::IRQ_TIMER));
+    let irq8 = Selector::new(interrupts.isa(layout::IRQ_RTC));
+    let pit = Arc::new(Mutex::new(Pit::new(irq0.source(0))));
+    let nmi = LocalPin::new(&interrupts.apic_port, 1);
+    let port61 = Arc::new(Mutex::new(Port61::new(Arc::clone(&pit), nmi)));
+    let low = parts.memory.low_end();
+    let config = RtcConfig {
+        epoch_seconds: parts.epoch_seconds,
+        low_memory: low,
+        high_memory: parts.memory.ram() - low,
+    };
+    let rtc = Arc::new(Mutex::new(Rtc::new(config, irq8.source(0), NoLine::new())));
+    let pin = |n: u8| IoApicInput::new(&interrupts.io_apic, n);
+    let hpet = Arc::new(Mutex::new(Hpet::new(HpetLines {
+        legacy: [irq0.source(1), irq8.source(1)],
+        legacy_select: Splitter::new(vec![irq0.select(), irq8.select()]),
+        pins: [pin(20), pin(21), pin(22), pin(23)],
+    })));
+    ports.insert(Port(layout::PIT), 4, &pit, 0)?;
+    ports.insert(Port(layout::PORT_61), 1, &port61, 0)?;
+    ports.insert(Port(layout::RTC), 4, &rtc, 0)?;
+    memory.insert(PhysAddr(layout::HPET.start), layout::HPET.end - layout::HPET.start, &hpet, 0)?;
+    chips.extend([pit as Chip, port61 as _, rtc as _, hpet as _]);
+    Ok(())
+}
+
+/// ACPI power management.
+fn power(
+    parts: &Parts<'_>,
+    interrupts: &Interrupts,
+    ports: &Bus<Port>,
+    chips: &mut Vec<Chip>,
+) -> Result<(), BusError> {
+    let control = Arc::clone(parts.signal) as Arc<dyn MachineControl>;
+    let config = AcpiPmConfig { sci_enabled: true, ..AcpiPmConfig::default() };
+    let pm = Arc::new(Mutex::new(AcpiPm::new(config, control, interrupts.isa(layout::IRQ_SCI))));
+    ports.insert(Port(layout::PM_BASE), 12, &pm, 0)?;
+    chips.push(pm as _);
+    Ok(())
+}

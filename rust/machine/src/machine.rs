@@ -1,0 +1,325 @@
+//! A machine: a board, a vCPU and the loop that runs them.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use trapgate_devices::{BusError, Nanos};
+use trapgate_engine::memory::{MemoryError, Region};
+use trapgate_engine::state::Processor;
+use trapgate_engine::{Engine, Exit as EngineExit, GuestMemory, Requests, Unsupported, Vcpu};
+use trapgate_x86::features::Features;
+use trapgate_x86::model::{Dynamic, Model, Topology};
+
+use crate::board::{Parts, PcBoard, PcPlatform};
+use crate::boot::{self, BootError, BootImage, BootRequest, Decompression, MemoryMap, Protocol};
+use crate::clock::{Clock, ClockKind, TSC_HZ};
+use crate::console::Console;
+use crate::firmware::{self, FirmwareConfig, ProcessorIdentity};
+use crate::random::Random;
+use crate::signal::{Control, Signal};
+
+/// What a machine is made of.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Bytes of RAM: whole pages, see [`MemoryMap`].
+    pub memory: u64,
+    pub model: Model,
+    pub clock: ClockKind,
+    /// Seed of all randomness that the guest gets.
+    pub seed: u64,
+    /// Wall-clock time at power-on, in seconds since 1970-01-01.
+    pub epoch_seconds: i64,
+}
+
+/// What to start in it.
+#[derive(Clone, Debug)]
+pub struct Payload<'a> {
+    pub kernel: &'a [u8],
+    pub initrd: Option<&'a [u8]>,
+    pub command_line: &'a str,
+    pub protocol: Protocol,
+    pub decompression: Decompression,
+}
+
+/// Why a machine cannot be made.
+#[derive(Debug, thiserror::Error)]
+pub enum MachineError {
+    #[error(transparent)]
+    Boot(#[from] BootError),
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    #[error("the board cannot be wired: {0}")]
+    Board(#[from] BusError),
+}
+
+/// How far to run.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Limits {
+    /// Completed instructions since power-on.
+    pub count: Option<u64>,
+    /// Machine time in nanoseconds since power-on.
+    pub time: Option<Nanos>,
+    /// Host time from now on.
+    pub wall: Option<Duration>,
+    /// Return after each byte that the guest writes to its console.
+    pub watch_console: bool,
+}
+
+/// Why [`Machine::run`] returned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Exit {
+    /// [`Limits::count`] has been reached, exactly.
+    CountReached,
+    /// [`Limits::time`] has been reached.
+    TimeReached,
+    /// [`Limits::wall`] has passed.
+    WallTimePassed,
+    /// [`Signal::stop`] was called.
+    Stopped,
+    /// The guest wrote to its console, and that was watched.
+    ConsoleOutput,
+    /// The guest powered itself off.
+    PoweredOff,
+    /// The guest reset the machine.
+    Reset,
+    /// The guest wrote this value to the debug-exit port.
+    DebugExit(u32),
+    /// The processor halted and nothing can wake it: virtual time has no later event.
+    Halted,
+    /// The processor shut down.
+    TripleFault { rip: u64, vector: u8 },
+    /// The guest entered a state that the engine does not run.
+    Unsupported { what: Unsupported, rip: u64 },
+}
+
+/// One machine.
+#[derive(Debug)]
+pub struct Machine {
+    engine: Engine,
+    board: Arc<PcBoard>,
+    clock: Arc<Clock>,
+    signal: Arc<Signal>,
+    console: Arc<Console>,
+}
+
+impl Machine {
+    /// Builds the machine, loads the payload and leaves it before its first instruction.
+    pub fn new(config: &Config, payload: &Payload<'_>) -> Result<Self, MachineError> {
+        let map = MemoryMap::new(config.memory)?;
+        let regions: Vec<Region> = map
+            .ram_ranges()
+            .map(|r| Region { start: r.start, len: r.end - r.start, read_only: false })
+            .collect();
+        let memory = Arc::new(GuestMemory::new(&regions)?);
+        let model = Arc::new(config.model);
+        let tables = firmware::build(&FirmwareConfig {
+            memory: &map,
+            processors: 1,
+            processor: identity(&model),
+            uuid: uuid(config.seed),
+        });
+        let image = boot::load(&BootRequest {
+            kernel: payload.kernel,
+            initrd: payload.initrd,
+            modules: Vec::new(),
+            command_line: payload.command_line,
+            memory: &map,
+            rsdp: tables.rsdp,
+            protocol: payload.protocol,
+            decompression: payload.decompression,
+        })?;
+        for segment in tables.segments.iter().chain(&image.segments) {
+            memory.write(segment.address, &segment.bytes)?;
+        }
+        let requests = Arc::new(Requests::default());
+        let signal = Signal::new(Arc::clone(&requests));
+        let console = Console::new(Arc::clone(&signal));
+        let clock = Arc::new(Clock::new(config.clock));
+        let board = Arc::new(PcBoard::new(&Parts {
+            requests: &requests,
+            signal: &signal,
+            console: &console,
+            model: &model,
+            memory: &map,
+            epoch_seconds: config.epoch_seconds,
+        })?);
+        let platform = PcPlatform {
+            board: Arc::clone(&board),
+            clock: Arc::clone(&clock),
+            random: Random::new(config.seed),
+            apic_id: 0,
+        };
+        let mut cpu = Vcpu::new(model, PROCESSOR, memory, Box::new(platform), requests);
+        enter(&mut cpu, &image);
+        Ok(Machine { engine: Engine::new(cpu), board, clock, signal, console })
+    }
+
+    /// Runs until a limit or an event.
+    pub fn run(&mut self, limits: &Limits) -> Exit {
+        let wall = limits.wall.map(|time| Instant::now() + time);
+        self.clock.start();
+        self.console.watch(limits.watch_console);
+        let exit = self.run_started(limits, wall);
+        self.console.watch(false);
+        self.clock.stop();
+        exit
+    }
+
+    fn run_started(&mut self, limits: &Limits, wall: Option<Instant>) -> Exit {
+        loop {
+            if let Some(exit) = self.serve(limits, wall) {
+                return exit;
+            }
+            let count = self.engine.cpu.count;
+            let until = self.clock.count_at(limits.time, count);
+            let until = until.min(limits.count.unwrap_or(u64::MAX)).min(count.saturating_add(SLICE));
+            match self.engine.run(until) {
+                EngineExit::Budget | EngineExit::Requested => {}
+                EngineExit::Halted => {
+                    if let Some(exit) = self.halt(limits, wall) {
+                        return exit;
+                    }
+                }
+                EngineExit::TripleFault { rip, vector } => return Exit::TripleFault { rip, vector },
+                EngineExit::Unsupported { what, rip } => return Exit::Unsupported { what, rip },
+                _ => return Exit::Stopped,
+            }
+        }
+    }
+
+    /// Between slices: chips whose time has come, console input, limits and requests.
+    fn serve(&mut self, limits: &Limits, wall: Option<Instant>) -> Option<Exit> {
+        let count = self.engine.cpu.count;
+        let now = self.clock.now(count);
+        self.board.advance(now);
+        self.board.feed(&self.console, now);
+        self.board.served(count);
+        if let Some(control) = self.signal.take_control() {
+            return Some(match control {
+                Control::PowerOff => Exit::PoweredOff,
+                Control::Reset => Exit::Reset,
+                Control::DebugExit(value) => Exit::DebugExit(value),
+            });
+        }
+        if limits.watch_console && self.console.take_written() {
+            return Some(Exit::ConsoleOutput);
+        }
+        if self.signal.take_stop() {
+            return Some(Exit::Stopped);
+        }
+        if limits.count.is_some_and(|limit| count >= limit) {
+            return Some(Exit::CountReached);
+        }
+        if limits.time.is_some_and(|limit| now >= limit) {
+            return Some(Exit::TimeReached);
+        }
+        wall.is_some_and(|at| Instant::now() >= at).then_some(Exit::WallTimePassed)
+    }
+
+    /// The vCPU waits: virtual time jumps to the next event, real time is slept through.
+    fn halt(&mut self, limits: &Limits, wall: Option<Instant>) -> Option<Exit> {
+        let count = self.engine.cpu.count;
+        let next = [self.board.deadline(), limits.time].into_iter().flatten().min();
+        if self.clock.kind() == ClockKind::Virtual {
+            return match next {
+                Some(time) => {
+                    self.clock.skip_to(time, count);
+                    None
+                }
+                None if self.console.has_input() => None,
+                None => Some(Exit::Halted),
+            };
+        }
+        let now = self.clock.now(count);
+        let mut sleep = next.map_or(LONGEST_SLEEP, |at| Duration::from_nanos(at.saturating_sub(now)));
+        if let Some(at) = wall {
+            sleep = sleep.min(at.saturating_duration_since(Instant::now()));
+        }
+        if !sleep.is_zero() {
+            self.signal.sleep(sleep.min(LONGEST_SLEEP));
+        }
+        None
+    }
+
+    /// Completed instructions since power-on.
+    pub fn count(&self) -> u64 {
+        self.engine.cpu.count
+    }
+
+    /// Machine time in nanoseconds since power-on.
+    pub fn now(&self) -> Nanos {
+        self.clock.now(self.engine.cpu.count)
+    }
+
+    pub fn cpu(&self) -> &Vcpu {
+        &self.engine.cpu
+    }
+
+    pub fn cpu_mut(&mut self) -> &mut Vcpu {
+        &mut self.engine.cpu
+    }
+
+    pub fn console(&self) -> &Arc<Console> {
+        &self.console
+    }
+
+    pub fn signal(&self) -> &Arc<Signal> {
+        &self.signal
+    }
+
+    pub fn board(&self) -> &Arc<PcBoard> {
+        &self.board
+    }
+}
+
+/// Instructions after which the loop looks around, whatever the clock: bounds the time that a stop takes.
+const SLICE: u64 = 500_000;
+/// How long a halted machine sleeps at most before it looks around.
+const LONGEST_SLEEP: Duration = Duration::from_millis(50);
+
+const PROCESSOR: Processor = Processor { topology: Topology::SINGLE, tsc_khz: (TSC_HZ / 1000) as u32 };
+
+/// The processor as SMBIOS is to describe it: what CPUID says.
+fn identity(model: &Model) -> ProcessorIdentity<'_> {
+    let dynamic = Dynamic::reset(PROCESSOR.tsc_khz);
+    ProcessorIdentity {
+        vendor: std::str::from_utf8(&model.vendor).unwrap_or(""),
+        brand: model.brand,
+        signature: model.signature,
+        features: model.cpuid(1, 0, &dynamic).edx,
+        megahertz: (PROCESSOR.tsc_khz / 1000) as u16,
+        is_64: model.features.contains(Features::LM),
+    }
+}
+
+/// A UUID (RFC 4122, version 4) that follows from the seed.
+fn uuid(seed: u64) -> [u8; 16] {
+    let mut random = Random::new(seed ^ 0x5eed);
+    let mut bytes = (u128::from(random.next()) << 64 | u128::from(random.next())).to_le_bytes();
+    bytes[6] = bytes[6] & 0x0f | 0x40;
+    bytes[8] = bytes[8] & 0x3f | 0x80;
+    bytes
+}
+
+/// Puts the vCPU into the state that the boot protocol asks for.
+fn enter(cpu: &mut Vcpu, image: &BootImage<'_>) {
+    use trapgate_engine::state::{Segment, Table};
+    let e = &image.entry;
+    cpu.regs[..16].copy_from_slice(&e.regs);
+    cpu.rip = e.rip;
+    cpu.set_rflags(e.rflags);
+    (cpu.cr0, cpu.cr3, cpu.cr4, cpu.efer) = (e.cr0, e.cr3, e.cr4, e.efer);
+    let segment = |s: &boot::SegmentRegister| Segment {
+        selector: s.selector,
+        base: s.base,
+        limit: s.limit,
+        access: s.attributes,
+    };
+    cpu.seg = [segment(&e.data); 6];
+    cpu.seg[1] = segment(&e.code);
+    cpu.gdtr = Table { base: e.gdt.base, limit: e.gdt.limit };
+    cpu.idtr = Table { base: e.idt.base, limit: e.idt.limit };
+    cpu.update_mode();
+    cpu.flush_tlb();
+}
