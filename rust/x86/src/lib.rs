@@ -1,7 +1,11 @@
 //! x86 as data: decode, classification, registers, flags, CPUID and MSR tables. Nothing here has running state.
+pub mod class;
+pub mod columns;
 pub mod decode;
 pub mod exception;
+pub mod facts;
 pub mod features;
+pub mod flags;
 pub mod insn;
 pub mod layout;
 pub mod model;

@@ -45,9 +45,9 @@ impl Topology {
     }
 }
 
-/// Bits that number `count` things.
+/// Bits that number `count` things; no package has more than 4096 of a kind.
 fn bits_for(count: u32) -> u32 {
-    count.max(1).next_power_of_two().trailing_zeros()
+    count.clamp(1, 1 << 12).next_power_of_two().trailing_zeros()
 }
 
 /// What the answer depends on besides the model.
@@ -289,7 +289,7 @@ impl Model {
     /// Leaf 4: one cache each.
     fn cache_leaf(&self, subleaf: u32, topology: Topology) -> Cpuid {
         let Some(cache) = self.caches.get(subleaf as usize) else { return Cpuid::default() };
-        let sharing = match cache.shared_by_package {
+        let sharing: u32 = match cache.shared_by_package {
             true => 1 << topology.package_bits(),
             false => 1 << topology.thread_bits(),
         };
@@ -306,7 +306,7 @@ impl Model {
             eax: kind
                 | cache.level << 5
                 | SELF_INITIALISING
-                | (sharing - 1) << 14
+                | (sharing.min(4096) - 1) << 14
                 | (cores.min(64) - 1) << 26,
             ebx: (LINE - 1) | (cache.ways - 1) << 22,
             ecx: sets - 1,
