@@ -18,6 +18,7 @@ pub mod bus;
 pub mod clock;
 pub mod debug;
 pub mod hpet;
+pub mod i8042;
 pub mod line;
 pub mod pic;
 pub mod pit;
