@@ -1,6 +1,6 @@
 //! Boots a kernel on the PC board with its console on standard output: the machine crate without Python.
 //!
-//! `cargo run --release --example boot -- KERNEL [INITRD [COMMAND LINE]]`
+//! `cargo run --release --example boot -- KERNEL [INITRD [COMMAND LINE [EXPECTED TEXT]]]`
 
 use std::io::Write;
 use std::time::{Duration, Instant};
@@ -11,9 +11,11 @@ use trapgate_x86::model::X86_64_V2;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut args = std::env::args().skip(1);
-    let kernel = std::fs::read(args.next().ok_or("usage: boot KERNEL [INITRD [COMMAND LINE]]")?)?;
+    let kernel = std::fs::read(args.next().ok_or("usage: boot KERNEL [INITRD [COMMAND LINE [EXPECTED TEXT]]]")?)?;
     let initrd = args.next().map(std::fs::read).transpose()?;
     let command_line = args.next().unwrap_or_else(|| "console=ttyS0".into());
+    let expect = args.next();
+    let mut seen = Vec::new();
     let clock = if std::env::var_os("REAL").is_some() { ClockKind::Real } else { ClockKind::Virtual };
     let config = Config { memory: 512 << 20, model: X86_64_V2, clock, seed: 1, epoch_seconds: 1_700_000_000 };
     let payload = Payload {
@@ -28,8 +30,16 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let limits = Limits { wall: Some(Duration::from_millis(50)), ..Limits::default() };
     loop {
         let exit = machine.run(&limits);
-        std::io::stdout().write_all(&machine.console().take())?;
+        let output = machine.console().take();
+        std::io::stdout().write_all(&output)?;
         std::io::stdout().flush()?;
+        seen.extend(output);
+        if let Some(text) = &expect
+            && seen.windows(text.len()).any(|w| w == text.as_bytes())
+        {
+            report("expected text", &machine, start);
+            return Ok(());
+        }
         if exit != Exit::WallTimePassed {
             let seconds = start.elapsed().as_secs_f64();
             let count = machine.count();
@@ -39,9 +49,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             );
             return Ok(());
         }
-        if start.elapsed() > Duration::from_secs(120) {
-            eprintln!("\nat {:#x} after {} instructions", machine.cpu().rip, machine.count());
-            return Ok(());
-        }
     }
+}
+
+fn report(why: &str, machine: &Machine, start: Instant) {
+    let seconds = start.elapsed().as_secs_f64();
+    let count = machine.count();
+    eprintln!("\n{why} after {count} instructions, {seconds:.2} s, {:.1} M/s", count as f64 / seconds / 1e6);
 }
