@@ -68,23 +68,21 @@ static BY_OP: [Class; Op::COUNT] = {
 };
 
 /// The class of an instruction.
-#[inline]
 pub fn class(insn: &Insn) -> Class {
-    let class = BY_OP[insn.op as usize];
-    match insn.op {
+    let segment = || insn.operands.iter().any(|operand| matches!(operand, Operand::Seg(_)));
+    let memory = || insn.operands.iter().any(|operand| matches!(operand, Operand::Mem { .. }));
+    class_of(insn.op, segment, memory)
+}
+
+#[inline]
+pub(crate) fn class_of(op: Op, segment: impl Fn() -> bool, memory: impl Fn() -> bool) -> Class {
+    let class = BY_OP[op as usize];
+    match op {
         // Selectors show the privilege level, and loading one changes what every access means.
-        Op::Mov | Op::Push | Op::Pop
-            if insn.operands.iter().any(|operand| matches!(operand, Operand::Seg(_))) =>
-        {
-            Class::Sensitive
-        }
+        Op::Mov | Op::Push | Op::Pop if segment() => Class::Sensitive,
         // Name an address and do not access it.
         Op::Lea | Op::Nop | Op::Prefetch => Class::Ordinary,
-        _ if class == Class::Ordinary
-            && insn.operands.iter().any(|operand| matches!(operand, Operand::Mem { .. })) =>
-        {
-            Class::Memory
-        }
+        _ if class == Class::Ordinary && memory() => Class::Memory,
         _ => class,
     }
 }

@@ -1,12 +1,13 @@
 //! Bulk decode: a stretch of code as rows of fixed layout, for tables and arrays. Bytes that are no instruction are rows of
 //! one byte, so that the rows cover the code without gaps.
 
-use crate::class::class;
-use crate::decode::decode_layout;
+use crate::class::class_of;
+use crate::decode::{choose, condition, has_memory, opsize, read};
 use crate::features::Features;
-use crate::flags::flag_use;
-use crate::insn::{Bits, DecodeError};
+use crate::flags::{Form, flag_use_of};
+use crate::insn::{Bits, DecodeError, Prefixes};
 use crate::layout::Layout;
+use crate::table;
 
 /// One instruction. The layout is fixed (`repr(C)`, 24 bytes), so that the rows can be handed on as they are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -65,22 +66,55 @@ pub fn decode_rows(code: &[u8], bits: Bits, features: &Features, mut push: impl 
     }
 }
 
+/// Layout and row of the opcode table give all that a row here needs; no operands are built.
 #[inline]
 fn decode_row(bytes: &[u8], offset: usize, bits: Bits, features: &Features) -> Row {
-    let insn = match Layout::scan(bytes, bits).and_then(|layout| decode_layout(bytes, &layout, features)) {
-        Ok(insn) => insn,
+    let found = Layout::scan(bytes, bits).and_then(|layout| Ok((layout, choose(&layout, features)?)));
+    let (layout, row) = match found {
+        Ok(found) => found,
         Err(DecodeError::Truncated) => return Row::bad(offset, Row::TRUNCATED),
         Err(DecodeError::Invalid | DecodeError::TooLong) => return Row::bad(offset, Row::INVALID),
     };
-    let flags = flag_use(&insn);
+    let flags = flag_use_of(row.op, &Undecoded { bytes, layout: &layout, row });
+    // An absolute offset is memory without ModRM.
+    let memory = || has_memory(&layout, row) || layout.disp_size != 0;
     Row {
         offset: offset as u64,
-        mnemonic: insn.op as u16,
-        length: insn.len,
-        class: class(&insn) as u8,
+        mnemonic: row.op as u16,
+        length: layout.len,
+        class: class_of(row.op, || row.has_segment(), memory) as u8,
         flags_read: flags.read,
         flags_written: flags.modified(),
         reserved: 0,
+    }
+}
+
+/// An instruction whose operands are not built.
+struct Undecoded<'a> {
+    bytes: &'a [u8],
+    layout: &'a Layout,
+    row: &'a table::Row,
+}
+
+impl Form for Undecoded<'_> {
+    fn condition(&self) -> u8 {
+        condition(self.layout, self.row)
+    }
+
+    fn opsize(&self) -> u8 {
+        opsize(self.layout, self.row)
+    }
+
+    fn repeated(&self) -> bool {
+        self.layout.prefixes.intersects(Prefixes::REP | Prefixes::REPNE)
+    }
+
+    fn immediate(&self) -> Option<u64> {
+        match self.layout.imm_size {
+            0 if self.row.shifts_by_one() => Some(1),
+            0 => None,
+            size => Some(read(self.bytes, self.layout.imm_at, size)),
+        }
     }
 }
 

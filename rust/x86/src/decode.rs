@@ -4,6 +4,7 @@
 use crate::features::Features;
 use crate::insn::{Bits, DecodeError, Insn, Mem, NO_REG, Operand, Prefixes, RIP, Seg};
 use crate::layout::Layout;
+use crate::op::Op;
 use crate::table::{Map, ROWS, Row, Spec, candidates, flag, state};
 
 /// Decodes the instruction at the start of `bytes` (of which at most 15 are looked at) as a processor that offers `features`
@@ -14,19 +15,46 @@ pub fn decode(bytes: &[u8], bits: Bits, features: &Features) -> Result<Insn, Dec
 
 /// The second half of [`decode`], for callers that need the layout as well. `bytes` must be those of the scan.
 pub fn decode_layout(bytes: &[u8], layout: &Layout, features: &Features) -> Result<Insn, DecodeError> {
-    let row = choose(layout, features).ok_or(DecodeError::Invalid)?;
-    build(bytes, layout, row)
+    let row = choose(layout, features)?;
+    Ok(build(bytes, layout, row))
 }
 
 /// The row for this layout: the first that fits and whose features are offered.
 #[inline]
-pub(crate) fn choose(layout: &Layout, features: &Features) -> Option<&'static Row> {
+pub(crate) fn choose(layout: &Layout, features: &Features) -> Result<&'static Row, DecodeError> {
     if layout.map == Map::Evex {
-        return None;
+        return Err(DecodeError::Invalid);
     }
     let (state, offered) = (state_of(layout), features.encodings());
     let fits = |row: &&Row| state & !row.accept == 0 && row.needs & !offered == 0;
-    candidates(layout.map, layout.opcode, layout.modrm).iter().map(|&n| &ROWS[usize::from(n)]).find(fits)
+    let row =
+        candidates(layout.map, layout.opcode, layout.modrm).iter().map(|&n| &ROWS[usize::from(n)]).find(fits);
+    match row {
+        Some(row) if is_allowed(layout, row) => Ok(row),
+        _ => Err(DecodeError::Invalid),
+    }
+}
+
+/// What a row cannot say: LOCK, and register numbers that do not exist or must differ.
+#[inline]
+fn is_allowed(layout: &Layout, row: &Row) -> bool {
+    if layout.prefixes.contains(Prefixes::LOCK) && !(has_memory(layout, row) && row.has_flag(flag::LOCK)) {
+        return false;
+    }
+    if row.has_flag(flag::MODREG) {
+        let reg = layout.modrm >> 3 & 7 | layout.rex << 1 & 8;
+        return match row.op {
+            Op::MovCr => matches!(reg, 0 | 2 | 3 | 4 | 8),
+            _ => reg < 8,
+        };
+    }
+    !row.has_flag(flag::GATHER) || is_gather(layout)
+}
+
+/// Whether ModRM names memory.
+#[inline]
+pub(crate) fn has_memory(layout: &Layout, row: &Row) -> bool {
+    layout.modrm_at != 0 && layout.modrm < 0xc0 && !row.has_flag(flag::MODREG)
 }
 
 /// The bits of [`state`] that hold for this layout.
@@ -60,8 +88,8 @@ fn state_of(layout: &Layout) -> u64 {
         | 1 << (state::RM_SHIFT + u32::from(layout.modrm & 7))
 }
 
-/// Whether 66 stands for an operand size here and not for a part of the opcode.
-fn opsize(layout: &Layout, row: &Row) -> u8 {
+/// The effective operand size: prefixes, W, and the row's rule; a 66 that is part of the opcode does not count.
+pub(crate) fn opsize(layout: &Layout, row: &Row) -> u8 {
     let long = layout.bits == Bits::B64;
     let general = match layout.bits {
         // Without its 66, an opcode's operand size is the mode's.
@@ -84,11 +112,8 @@ fn opsize(layout: &Layout, row: &Row) -> u8 {
     }
 }
 
-fn build(bytes: &[u8], layout: &Layout, row: &Row) -> Result<Insn, DecodeError> {
-    let memory = layout.modrm_at != 0 && layout.modrm < 0xc0 && !row.has_flag(flag::MODREG);
-    if layout.prefixes.contains(Prefixes::LOCK) && !(memory && row.has_flag(flag::LOCK)) {
-        return Err(DecodeError::Invalid);
-    }
+fn build(bytes: &[u8], layout: &Layout, row: &Row) -> Insn {
+    let memory = has_memory(layout, row);
     let mut insn = Insn {
         op: row.op,
         len: layout.len,
@@ -104,7 +129,8 @@ fn build(bytes: &[u8], layout: &Layout, row: &Row) -> Result<Insn, DecodeError> 
     if memory {
         insn.mem = address(bytes, layout);
         if row.has_flag(flag::GATHER) {
-            insn.mem.index = gather_index(layout)?;
+            // Here index 4 is a register as well.
+            insn.mem.index = gather_index(layout);
             insn.mem.scale = layout.sib >> 6;
         }
     }
@@ -113,10 +139,10 @@ fn build(bytes: &[u8], layout: &Layout, row: &Row) -> Result<Insn, DecodeError> 
         if spec == Spec::None {
             break;
         }
-        let operand = builder.operand(spec)?;
+        let operand = builder.operand(spec);
         builder.insn.operands[n] = operand;
     }
-    Ok(builder.insn)
+    builder.insn
 }
 
 /// The prefix that selected the row, if exactly one does.
@@ -129,7 +155,8 @@ fn mandatory(row: &Row) -> Prefixes {
     }
 }
 
-fn condition(layout: &Layout, row: &Row) -> u8 {
+#[inline]
+pub(crate) fn condition(layout: &Layout, row: &Row) -> u8 {
     if row.has_flag(flag::COND) {
         layout.opcode & 0xf
     } else if row.has_flag(flag::FCOND) {
@@ -142,7 +169,7 @@ fn condition(layout: &Layout, row: &Row) -> u8 {
 
 /// Little-endian value of `size` bytes, zero-extended.
 #[inline]
-fn read(bytes: &[u8], at: u8, size: u8) -> u64 {
+pub(crate) fn read(bytes: &[u8], at: u8, size: u8) -> u64 {
     let at = usize::from(at);
     let part = bytes.get(at..at + usize::from(size)).unwrap_or_default();
     part.iter().rev().fold(0, |value, &byte| value << 8 | u64::from(byte))
@@ -208,15 +235,15 @@ fn register_of_vvvv(layout: &Layout) -> u8 {
     if layout.bits == Bits::B64 { layout.vvvv } else { layout.vvvv & 7 }
 }
 
-/// The vector index of a gather. VSIB needs a SIB byte, and destination, index and mask must differ (SDM vol. 2, 2.3.12).
-fn gather_index(layout: &Layout) -> Result<u8, DecodeError> {
+/// VSIB needs a SIB byte, and destination, index and mask must differ (SDM vol. 2, 2.3.12).
+fn is_gather(layout: &Layout) -> bool {
     let destination = layout.modrm >> 3 & 7 | layout.rex << 1 & 8;
-    let index = layout.sib >> 3 & 7 | layout.rex << 2 & 8;
-    let mask = register_of_vvvv(layout);
-    if layout.sib_at == 0 || destination == index || destination == mask || index == mask {
-        return Err(DecodeError::Invalid);
-    }
-    Ok(index)
+    let (index, mask) = (gather_index(layout), register_of_vvvv(layout));
+    layout.sib_at != 0 && destination != index && destination != mask && index != mask
+}
+
+fn gather_index(layout: &Layout) -> u8 {
+    layout.sib >> 3 & 7 | layout.rex << 2 & 8
 }
 
 /// Turns operand codes into operands; displacement and immediates go to the instruction on the way.
@@ -317,9 +344,10 @@ impl Builder<'_> {
         Operand::Mem { size: size.into() }
     }
 
-    fn operand(&mut self, spec: Spec) -> Result<Operand, DecodeError> {
+    #[inline]
+    fn operand(&mut self, spec: Spec) -> Operand {
         let size = self.insn.opsize;
-        Ok(match spec {
+        match spec {
             Spec::None => Operand::None,
             Spec::Eb => self.e(1, 1),
             Spec::Ew => self.e(2, 2),
@@ -379,25 +407,19 @@ impl Builder<'_> {
                 self.insn.imm = self.raw();
                 Operand::Far
             }
-            Spec::Sw => Operand::Seg(segment(self.layout.modrm >> 3 & 7)?),
+            Spec::Sw => Operand::Seg(SEGMENTS[usize::from(self.layout.modrm >> 3 & 7)]),
             Spec::Es => Operand::Seg(Seg::Es),
             Spec::Cs => Operand::Seg(Seg::Cs),
             Spec::Ss => Operand::Seg(Seg::Ss),
             Spec::Ds => Operand::Seg(Seg::Ds),
             Spec::Fs => Operand::Seg(Seg::Fs),
             Spec::Gs => Operand::Seg(Seg::Gs),
-            Spec::Cr => match self.reg() {
-                reg @ (0 | 2 | 3 | 4 | 8) => Operand::Cr(reg),
-                _ => return Err(DecodeError::Invalid),
-            },
-            Spec::Dr => match self.reg() {
-                reg @ 0..=7 => Operand::Dr(reg),
-                _ => return Err(DecodeError::Invalid),
-            },
+            Spec::Cr => Operand::Cr(self.reg()),
+            Spec::Dr => Operand::Dr(self.reg()),
             Spec::St0 => Operand::St(0),
             Spec::StI => Operand::St(self.layout.modrm & 7),
             _ => self.vector_operand(spec),
-        })
+        }
     }
 
     fn memory_size(&self, spec: Spec) -> u16 {
@@ -463,7 +485,5 @@ impl Builder<'_> {
     }
 }
 
-fn segment(reg: u8) -> Result<Seg, DecodeError> {
-    const SEGMENTS: [Seg; 6] = [Seg::Es, Seg::Cs, Seg::Ss, Seg::Ds, Seg::Fs, Seg::Gs];
-    SEGMENTS.get(usize::from(reg)).copied().ok_or(DecodeError::Invalid)
-}
+/// Segment registers by number; no row has 6 and 7.
+const SEGMENTS: [Seg; 8] = [Seg::Es, Seg::Cs, Seg::Ss, Seg::Ds, Seg::Fs, Seg::Gs, Seg::Ds, Seg::Ds];

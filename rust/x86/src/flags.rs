@@ -168,19 +168,48 @@ pub const fn condition_reads(cond: u8) -> u32 {
     }
 }
 
+/// What flags depend on besides the operation. Asked for only where it matters.
+pub(crate) trait Form {
+    fn condition(&self) -> u8;
+    fn opsize(&self) -> u8;
+    fn repeated(&self) -> bool;
+    /// The immediate, if there is one.
+    fn immediate(&self) -> Option<u64>;
+}
+
+impl Form for Insn {
+    fn condition(&self) -> u8 {
+        self.cond
+    }
+
+    fn opsize(&self) -> u8 {
+        self.opsize
+    }
+
+    fn repeated(&self) -> bool {
+        self.prefixes.intersects(Prefixes::REP | Prefixes::REPNE)
+    }
+
+    fn immediate(&self) -> Option<u64> {
+        self.operands.iter().any(|operand| matches!(operand, Operand::Imm { .. })).then_some(self.imm)
+    }
+}
+
 /// What this instruction does to RFLAGS.
-#[inline]
 pub fn flag_use(insn: &Insn) -> FlagUse {
-    let table = BY_OP[insn.op as usize];
-    match insn.op {
-        Op::Jcc | Op::Setcc | Op::Cmovcc | Op::Fcmovcc => read(condition_reads(insn.cond)),
+    flag_use_of(insn.op, insn)
+}
+
+#[inline]
+pub(crate) fn flag_use_of(op: Op, form: &impl Form) -> FlagUse {
+    let table = BY_OP[op as usize];
+    match op {
+        Op::Jcc | Op::Setcc | Op::Cmovcc | Op::Fcmovcc => read(condition_reads(form.condition())),
         Op::Rol | Op::Ror | Op::Rcl | Op::Rcr | Op::Shl | Op::Shr | Op::Sar | Op::Shld | Op::Shrd => {
-            shift(insn, table)
+            shift(form, table)
         }
-        Op::Cmps | Op::Scas if insn.prefixes.intersects(Prefixes::REP | Prefixes::REPNE) => {
-            table.kept(STATUS)
-        }
-        Op::Popf | Op::Pushf | Op::Iret if insn.opsize == 2 => FlagUse {
+        Op::Cmps | Op::Scas if form.repeated() => table.kept(STATUS),
+        Op::Popf | Op::Pushf | Op::Iret if form.opsize() == 2 => FlagUse {
             read: table.read & LOW_WORD,
             written: table.written & LOW_WORD,
             kept: table.kept & LOW_WORD,
@@ -191,13 +220,9 @@ pub fn flag_use(insn: &Insn) -> FlagUse {
 }
 
 /// A count of 0 changes nothing; OF is defined for a count of 1 only.
-fn shift(insn: &Insn, table: FlagUse) -> FlagUse {
-    let immediate = insn.operands.iter().any(|operand| matches!(operand, Operand::Imm { .. }));
-    if !immediate {
-        return table.kept(table.modified());
-    }
-    let count = insn.imm & if insn.opsize == 8 { 0x3f } else { 0x1f };
-    match count {
+fn shift(form: &impl Form, table: FlagUse) -> FlagUse {
+    let Some(immediate) = form.immediate() else { return table.kept(table.modified()) };
+    match immediate & if form.opsize() == 8 { 0x3f } else { 0x1f } {
         0 => FlagUse::NONE,
         1 => FlagUse { written: table.written | O, undefined: table.undefined & !O, ..table },
         _ => table,

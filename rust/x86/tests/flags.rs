@@ -4,10 +4,13 @@ mod support;
 
 use iced_x86::{Decoder, DecoderOptions, Instruction, RflagsBits};
 use support::{Disagreements, MODES, hex, opcode_space, vex_space};
+use trapgate_x86::class::class;
+use trapgate_x86::columns::{Row, decode_rows};
 use trapgate_x86::decode::decode;
 use trapgate_x86::features::Features;
 use trapgate_x86::flags::{FlagUse, flag_use};
-use trapgate_x86::insn::{Bits, Insn, Operand};
+use trapgate_x86::insn::{Bits, DecodeError, Insn, Operand};
+use trapgate_x86::model::X86_64_V2;
 use trapgate_x86::op::Op;
 use trapgate_x86::regs::rflags;
 
@@ -93,6 +96,41 @@ fn flags_are_those_of_iced() {
     for bits in MODES {
         opcode_space(bits, |bytes| compare(bytes, bits, &mut found));
         vex_space(bits, |bytes| compare(bytes, bits, &mut found));
+    }
+    found.assert_none();
+}
+
+/// Bulk decode takes a short way to class and flags; it must end where full decode does.
+fn compare_columns(bytes: &[u8; 16], bits: Bits, features: &Features, found: &mut Disagreements) {
+    found.compared += 1;
+    let full = decode(&bytes[..15], bits, features);
+    // One instruction where there is one; else its first byte is what counts.
+    let end = full.map_or(15, |insn| usize::from(insn.len));
+    let mut first = None;
+    decode_rows(&bytes[..end], bits, features, |row| {
+        first.get_or_insert(row);
+    });
+    let row = first.expect("one row at least");
+    let full = match full {
+        Ok(insn) => {
+            let flags = flag_use(&insn);
+            (insn.op as u16, insn.len, class(&insn) as u8, flags.read, flags.modified())
+        }
+        Err(DecodeError::Truncated) => (Row::TRUNCATED, 1, Row::NO_CLASS, 0, 0),
+        Err(_) => (Row::INVALID, 1, Row::NO_CLASS, 0, 0),
+    };
+    let short = (row.mnemonic, row.length, row.class, row.flags_read, row.flags_written);
+    if short != full {
+        found.add(format!("{full:?}, in bulk {short:?}"), format!("{} in {bits:?}", hex(bytes)));
+    }
+}
+
+#[test]
+fn bulk_decode_agrees_with_full_decode() {
+    let mut found = Disagreements::default();
+    for bits in MODES {
+        opcode_space(bits, |bytes| compare_columns(bytes, bits, &X86_64_V2.features, &mut found));
+        vex_space(bits, |bytes| compare_columns(bytes, bits, &Features::all(), &mut found));
     }
     found.assert_none();
 }

@@ -401,6 +401,17 @@ impl Row {
         self.with(flag::GATHER)
     }
 
+    /// Whether an operand is a segment register.
+    pub fn has_segment(&self) -> bool {
+        use Spec::*;
+        self.specs.iter().any(|spec| matches!(spec, Sw | Es | Cs | Ss | Ds | Fs | Gs))
+    }
+
+    /// Whether the second operand is the constant 1.
+    pub fn shifts_by_one(&self) -> bool {
+        self.specs[1] == Spec::One
+    }
+
     pub const fn has_flag(&self, flag: u16) -> bool {
         self.flags & flag != 0
     }
