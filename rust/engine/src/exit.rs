@@ -25,8 +25,8 @@ pub enum Exit {
         what: Unsupported,
         rip: u64,
     },
-    /// The instruction at RIP carries an execution hook that has not been served yet.
-    Hook { rip: u64 },
+    /// Hooks were hit; [`crate::Vcpu::take_hook_events`] tells which. An execution hook stops before its instruction.
+    Hook,
 }
 
 /// States that the engine does not run yet.

@@ -3,6 +3,7 @@
 
 pub mod exit;
 pub mod fault;
+pub mod hooks;
 pub mod interp;
 pub mod memory;
 pub mod mmu;
@@ -10,6 +11,7 @@ pub mod platform;
 pub mod state;
 pub mod vector;
 
+pub use hooks::{HookEvent, HookId, HookKind};
 pub use exit::{Exit, Unsupported};
 pub use interp::Engine;
 pub use memory::GuestMemory;

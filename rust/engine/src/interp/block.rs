@@ -12,6 +12,7 @@ use trapgate_x86::insn::{Bits, DecodeError};
 
 use super::{Uop, alu, select};
 use crate::fault::Done;
+use crate::hooks::HookKind;
 use crate::memory::PAGE;
 use crate::mmu::access::Place;
 use crate::state::{NO_PAGE, Vcpu};
@@ -30,6 +31,8 @@ pub(crate) struct Key {
     pub host: u64,
     pub bits: Bits,
     pub flat: bool,
+    /// With execution hooks installed: their generation and the linear address, which hooks are on; else 0.
+    pub hooks: (u32, u64),
 }
 
 /// A decoded block.
@@ -37,6 +40,8 @@ pub(crate) struct Key {
 pub(crate) struct Block {
     pub key: Key,
     pub uops: Box<[Uop]>,
+    /// The first instruction carries an execution hook.
+    pub hooked: bool,
     /// Length of the code in bytes.
     pub len: u16,
     /// Code counter of the page when the block was last known good.
@@ -147,7 +152,8 @@ impl Cache {
         }
         let place = cpu.fetch_place(linear)?;
         let (Place::Ram(host) | Place::Rom(host)) = place else { return self.device_code(cpu, linear) };
-        let key = Key { host, bits: cpu.mode.bits, flat: cpu.mode.flat };
+        let hooks = if cpu.hooks.exec { (cpu.hooks.generation, linear) } else { (0, 0) };
+        let key = Key { host, bits: cpu.mode.bits, flat: cpu.mode.flat, hooks };
         if let Some(&at) = self.index.get(&key) {
             let direct = self.blocks[at as usize].second.is_none();
             if self.still_good(cpu, at, linear)? {
@@ -209,7 +215,8 @@ impl Cache {
         self.uops += uops.len();
         self.decoded += 1;
         let bytes = code[..len].into();
-        let block = Block { key, uops: uops.into_boxed_slice(), len: len as u16, state, second, bytes };
+        let hooked = cpu.hooks.exec && cpu.hooks.covers(HookKind::Exec, linear, linear);
+        let block = Block { key, hooked, uops: uops.into_boxed_slice(), len: len as u16, state, second, bytes };
         let direct = second.is_none();
         if let Some(&at) = self.index.get(&key) {
             let old = std::mem::replace(&mut self.blocks[at as usize], block);
@@ -233,6 +240,11 @@ fn decode_run(cpu: &Vcpu, code: &[u8], key: Key, uops: &mut Vec<Uop>) -> usize {
     let features = cpu.features();
     let mut at = 0;
     while uops.len() < LONGEST {
+        // A hooked instruction starts a block of its own.
+        let linear = key.hooks.1.wrapping_add(at as u64);
+        if at > 0 && cpu.hooks.exec && cpu.hooks.covers(HookKind::Exec, linear, linear) {
+            break;
+        }
         match decode(&code[at..], key.bits, &features) {
             Ok(insn) => {
                 let uop = Uop::new(insn, select::handler(&insn), at as u16, key.bits, key.flat);
@@ -287,5 +299,5 @@ fn watch(cpu: &mut Vcpu, host: u64) -> u32 {
 /// Everything besides the address on which a lookup depends, as one number.
 #[inline(always)]
 fn context(cpu: &Vcpu) -> u64 {
-    cpu.tlb.epoch << 4 | u64::from(cpu.user_view) << 3 | u64::from(cpu.mode.flat) << 2 | cpu.mode.bits as u64
+    (cpu.tlb.epoch.wrapping_add(u64::from(cpu.hooks.generation) << 32)) << 4 | u64::from(cpu.user_view) << 3 | u64::from(cpu.mode.flat) << 2 | cpu.mode.bits as u64
 }

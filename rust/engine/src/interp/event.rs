@@ -7,6 +7,7 @@ use trapgate_x86::regs::{dr6, dr7, rflags};
 use super::descriptor::selector_error;
 use crate::exit::{Exit, Unsupported};
 use crate::fault::{Done, Exception, Kind, Stop};
+use crate::hooks::{HookEvent, HookId, HookKind};
 use crate::memory::Word;
 use crate::mmu::access::{Intent, canonical};
 use crate::state::{Descriptor, Segment, Vcpu};
@@ -34,7 +35,10 @@ impl Vcpu {
         loop {
             self.note(&event);
             match self.through_gate(&event, back) {
-                Ok(()) => return Ok(()),
+                Ok(()) => {
+                    self.hook_event(&event, rip);
+                    return Ok(());
+                }
                 Err(Stop::Fault) => {}
                 Err(_) => {
                     return Err(self.exit.take().unwrap_or(Exit::TripleFault { rip, vector: first }));
@@ -50,6 +54,14 @@ impl Vcpu {
                 }
                 None => return Err(Exit::TripleFault { rip, vector: first }),
             };
+        }
+    }
+
+    fn hook_event(&mut self, event: &Exception, rip: u64) {
+        if !self.hooks.is_empty() {
+            let (at, value) = (u64::from(event.vector), event.error.map_or(0, u64::from));
+            let event = HookEvent { hook: HookId(0), rip: Some(rip), at, size: 0, value };
+            self.hooks.hit(HookKind::Interrupt, event);
         }
     }
 

@@ -4,6 +4,7 @@ use trapgate_x86::insn::{Operand, Seg};
 
 use super::Uop;
 use crate::fault::Done;
+use crate::hooks::HookKind;
 use crate::mmu::access::Intent;
 use crate::state::Vcpu;
 
@@ -31,7 +32,11 @@ impl Vcpu {
         self.recheck();
         self.io_breakpoint(port, size);
         let count = self.count_now();
-        self.platform.port_read(count, port, size)
+        let value = self.platform.port_read(count, port, size);
+        if !self.hooks.is_empty() {
+            self.hook_hit(HookKind::PortRead, u64::from(port), u64::from(size), u64::from(value));
+        }
+        value
     }
 
     pub(crate) fn port_out(&mut self, port: u16, size: u8, value: u32) {
@@ -39,6 +44,9 @@ impl Vcpu {
         self.io_breakpoint(port, size);
         let count = self.count_now();
         self.platform.port_write(count, port, size, value);
+        if !self.hooks.is_empty() {
+            self.hook_hit(HookKind::PortWrite, u64::from(port), u64::from(size), u64::from(value));
+        }
     }
 }
 

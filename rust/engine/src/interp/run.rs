@@ -6,9 +6,10 @@
 use trapgate_x86::op::Op;
 use trapgate_x86::regs::{dr6, rflags};
 
-use super::block::Cache;
+use super::block::{Block, Cache};
 use crate::exit::Exit;
 use crate::fault::{Exception, Kind, Stop};
+use crate::hooks::{HookEvent, HookId, HookKind};
 use crate::platform::Interrupt;
 use crate::state::{BLOCK_RIP, NO_PAGE, Requests, Shadow, Vcpu};
 
@@ -53,6 +54,7 @@ impl Engine {
             }
             let most = if single(cpu) { 1 } else { room };
             let step = match self.cache.find(cpu) {
+                Ok(at) if self.cache.block(at).hooked && exec_hooks(cpu) => return Exit::Hook,
                 Ok(at) => run_block(cpu, &self.cache, at, most),
                 Err(stop) => stopped(cpu, stop, cpu.rip, cpu.rip),
             };
@@ -61,6 +63,22 @@ impl Engine {
             }
         }
     }
+}
+
+/// Whether an execution hook on the next instruction is still to be served.
+#[cold]
+fn exec_hooks(cpu: &mut Vcpu) -> bool {
+    let (rip, at) = (cpu.rip, cpu.linear_rip());
+    if cpu.hooks.passed.take() == Some((cpu.count, at)) {
+        return false;
+    }
+    let event = HookEvent { hook: HookId(0), rip: Some(rip), at, size: 1, value: 0 };
+    let hit = cpu.hooks.hit(HookKind::Exec, event);
+    if hit {
+        // The instruction runs when the engine is entered again, unless something else happens first.
+        cpu.hooks.passed = Some((cpu.count, at));
+    }
+    hit
 }
 
 /// Whether the next instruction must run alone.
@@ -97,6 +115,9 @@ fn run_block(cpu: &mut Vcpu, cache: &Cache, at: u32, most: u64) -> Step {
         }
     };
     cpu.count = cpu.count.wrapping_add(u64::from(i)).wrapping_add(cpu.extra);
+    if cpu.hooks.waiting() {
+        settle_events(cpu, block, start, i, &result);
+    }
     cpu.extra = 0;
     cpu.at = 0;
     cpu.running_pages = [NO_PAGE; 2];
@@ -124,6 +145,17 @@ fn run_block(cpu: &mut Vcpu, cache: &Cache, at: u32, most: u64) -> Step {
             stopped(cpu, stop, rip, rip)
         }
     }
+}
+
+/// Says which instruction the latest hook events belong to; those of one that faulted are made again when it restarts.
+#[cold]
+fn settle_events(cpu: &mut Vcpu, block: &Block, start: u64, done: u32, result: &Result<(), (Stop, u16)>) {
+    let offset = match result {
+        Ok(()) => block.uops.get(done as usize - 1).map_or(0, |uop| uop.offset),
+        Err((Stop::Restart, offset)) => *offset,
+        Err(_) => return cpu.hooks.abandoned(),
+    };
+    cpu.hooks.completed(start.wrapping_add(u64::from(offset)) & cpu.mode.rip_mask);
 }
 
 /// What held before an instruction that ran alone.
@@ -193,6 +225,10 @@ fn boundary(cpu: &mut Vcpu, until: u64) -> Option<Exit> {
     if let Some(exit) = interrupts(cpu) {
         return Some(exit);
     }
+    if cpu.hooks.waiting() {
+        cpu.attention = true;
+        return Some(Exit::Hook);
+    }
     if cpu.recheck {
         cpu.recheck = false;
         cpu.limit = until.min(cpu.platform.next_event(cpu.count));
@@ -218,6 +254,10 @@ fn boundary(cpu: &mut Vcpu, until: u64) -> Option<Exit> {
         }
     }
     let waiting = cpu.interrupt_waiting && cpu.flags.is_set(rflags::IF);
+    if cpu.hooks.waiting() {
+        cpu.attention = true;
+        return Some(Exit::Hook);
+    }
     cpu.attention = waiting
         || cpu.recheck
         || cpu.pending_debug != 0

@@ -242,7 +242,7 @@ impl Vcpu {
 
     /// Whether something wants to see every single access.
     fn fast_paths_barred(&self) -> bool {
-        self.data_breakpoints_armed()
+        self.data_breakpoints_armed() || self.hooks.memory
     }
 }
 

@@ -7,6 +7,7 @@ use trapgate_x86::regs::{cr0, cr3, cr4, dr6, dr7, efer, rflags};
 
 use super::{Uop, by_width};
 use crate::fault::{Done, Exception};
+use crate::hooks::HookKind;
 use crate::memory::Word;
 use crate::mmu::access::{Intent, canonical};
 use crate::mmu::walk::Format;
@@ -308,11 +309,15 @@ pub(super) fn cache_line(cpu: &mut Vcpu, u: &Uop) -> Done {
 
 /// CPUID.
 pub(super) fn cpuid(cpu: &mut Vcpu, _: &Uop) -> Done {
-    let Cpuid { eax, ebx, ecx, edx } = cpu.cpuid_values(cpu.regs[0] as u32, cpu.regs[1] as u32);
+    let (leaf, subleaf) = (cpu.regs[0] & 0xffff_ffff, cpu.regs[1] & 0xffff_ffff);
+    let Cpuid { eax, ebx, ecx, edx } = cpu.cpuid_values(leaf as u32, subleaf as u32);
     cpu.regs[0] = u64::from(eax);
     cpu.regs[3] = u64::from(ebx);
     cpu.regs[1] = u64::from(ecx);
     cpu.regs[2] = u64::from(edx);
+    if !cpu.hooks.is_empty() {
+        cpu.hook_hit(HookKind::Cpuid, leaf, 0, subleaf);
+    }
     Ok(())
 }
 

@@ -11,6 +11,7 @@ use trapgate_x86::regs::{cr0, cr4, rflags};
 use super::tlb::Rights;
 use super::walk::{self, Access};
 use crate::fault::{Done, Exception, Stop};
+use crate::hooks::HookKind;
 use crate::memory::{PAGE, Word};
 use crate::state::{Flags, Vcpu};
 
@@ -40,6 +41,11 @@ impl Intent {
     fn writes(self) -> bool {
         matches!(self, Intent::Write | Intent::SystemWrite)
     }
+}
+
+/// The first bytes of a longer value, as the number that a hook is given.
+fn low_bytes(bytes: &[u8]) -> u64 {
+    bytes.iter().take(8).rev().fold(0, |value, byte| value << 8 | u64::from(*byte))
 }
 
 /// Whether bits 63 to 47 are all equal.
@@ -104,16 +110,17 @@ impl Vcpu {
             if let Place::Ram(host) = self.place(seg, linear, Intent::Write, T::SIZE as u64)? {
                 let before = self.flags;
                 let mut old: T = self.memory.load(host);
-                loop {
+                let new_value = loop {
                     self.flags = before;
                     let new = change(&mut self.flags, old);
                     match self.memory.compare_exchange(host, old, new) {
-                        Ok(_) => break,
+                        Ok(_) => break new,
                         Err(seen) => old = seen,
                     }
-                }
+                };
                 self.after_write(host);
-                self.data_breakpoint(linear, T::SIZE as u64, true);
+                self.note_access(linear, T::SIZE as u64, Some(old.to_u64()), None);
+                self.note_access(linear, T::SIZE as u64, None, Some(new_value.to_u64()));
                 return Ok(());
             }
         }
@@ -132,8 +139,8 @@ impl Vcpu {
     #[inline(never)]
     fn load_slow<T: Word>(&mut self, seg: Seg, linear: u64) -> Done<T> {
         self.check_alignment(linear, T::SIZE)?;
-        let value = self.load_as(seg, linear, Intent::Read)?;
-        self.data_breakpoint(linear, T::SIZE as u64, false);
+        let value: T = self.load_as(seg, linear, Intent::Read)?;
+        self.note_access(linear, T::SIZE as u64, Some(value.to_u64()), None);
         Ok(value)
     }
 
@@ -141,7 +148,7 @@ impl Vcpu {
     fn store_slow<T: Word>(&mut self, seg: Seg, linear: u64, value: T) -> Done {
         self.check_alignment(linear, T::SIZE)?;
         self.store_as(seg, linear, value, Intent::Write)?;
-        self.data_breakpoint(linear, T::SIZE as u64, true);
+        self.note_access(linear, T::SIZE as u64, None, Some(value.to_u64()));
         Ok(())
     }
 
@@ -229,6 +236,27 @@ impl Vcpu {
         Ok(())
     }
 
+    /// Whether a memory hook covers some of a page.
+    fn page_is_hooked(&self, linear: u64) -> bool {
+        let (first, last) = (linear & !0xfff, linear | 0xfff);
+        self.hooks.memory
+            && (self.hooks.covers(HookKind::MemRead, first, last) || self.hooks.covers(HookKind::MemWrite, first, last))
+    }
+
+    /// Tells data breakpoints and memory hooks of an access that was made.
+    #[inline(always)]
+    fn note_access(&mut self, linear: u64, size: u64, read: Option<u64>, written: Option<u64>) {
+        self.data_breakpoint(linear, size, written.is_some());
+        if self.hooks.memory {
+            if let Some(value) = read {
+                self.hook_hit(HookKind::MemRead, linear, size, value);
+            }
+            if let Some(value) = written {
+                self.hook_hit(HookKind::MemWrite, linear, size, value);
+            }
+        }
+    }
+
     fn alignment_checks(&self) -> bool {
         self.cr0 & cr0::AM != 0 && self.cpl == 3 && self.flags.is_set(rflags::AC)
     }
@@ -267,7 +295,7 @@ impl Vcpu {
         let watched = self.memory.code_state(page.offset) & 1 == 1;
         let smap_off = self.flags.is_set(rflags::AC);
         let may = |write, fetch| paging.allows(m, Access { write, fetch, user, smap_off });
-        let slow = self.alignment_checks() || self.page_has_breakpoint(linear);
+        let slow = self.alignment_checks() || self.page_has_breakpoint(linear) || self.page_is_hooked(linear);
         let rights = Rights {
             read: may(false, false) && !slow,
             write: may(true, false) && m.dirty && !watched && !page.read_only && !slow,
@@ -292,7 +320,7 @@ impl Vcpu {
             return Ok(());
         }
         self.check_range(seg, linear, buf.len() as u64, Intent::Read)?;
-        self.data_breakpoint(linear, buf.len() as u64, false);
+        self.note_access(linear, buf.len() as u64, Some(0), None);
         let mut done = 0;
         while done < buf.len() {
             let at = linear.wrapping_add(done as u64);
@@ -326,7 +354,7 @@ impl Vcpu {
             return Ok(());
         }
         self.check_range(seg, linear, bytes.len() as u64, Intent::Write)?;
-        self.data_breakpoint(linear, bytes.len() as u64, true);
+        self.note_access(linear, bytes.len() as u64, None, Some(low_bytes(bytes)));
         let mut done = 0;
         while done < bytes.len() {
             let at = linear.wrapping_add(done as u64);

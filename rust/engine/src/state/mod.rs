@@ -1,6 +1,7 @@
 //! The architectural state of one virtual processor, and what it holds on to: memory, TLB and platform.
 
 pub mod flags;
+pub mod record;
 pub mod segment;
 
 use std::collections::BTreeMap;
@@ -16,6 +17,7 @@ use trapgate_x86::regs::{cr0, dr6, dr7, efer, rflags};
 
 use crate::exit::Exit;
 use crate::fault::Exception;
+use crate::hooks::{HookEvent, HookId, HookKind, Hooks};
 use crate::memory::GuestMemory;
 use crate::mmu::tlb::Tlb;
 use crate::platform::Platform;
@@ -148,6 +150,7 @@ pub struct Vcpu {
     pub(crate) pending_debug: u64,
     pub(crate) fault: Option<Exception>,
     pub(crate) exit: Option<Exit>,
+    pub(crate) hooks: Hooks,
     /// Host pages of the running block.
     pub(crate) running_pages: [u64; 2],
 }
@@ -230,6 +233,7 @@ impl Vcpu {
             pending_debug: 0,
             fault: None,
             exit: None,
+            hooks: Hooks::default(),
             running_pages: [NO_PAGE; 2],
         };
         vcpu.seg[Seg::Cs as usize] =
@@ -296,6 +300,34 @@ impl Vcpu {
         }
         self.flags.set_bits(value);
         self.attention = true;
+    }
+
+    /// Installs a hook on `first` to `last`, both included; code that ran before is seen as well.
+    pub fn add_hook(&mut self, kind: HookKind, first: u64, last: u64) -> HookId {
+        self.tlb.flush();
+        self.hooks.add(kind, first, last)
+    }
+
+    /// Takes a hook away; false if there is none of that name.
+    pub fn remove_hook(&mut self, id: HookId) -> bool {
+        self.tlb.flush();
+        self.hooks.remove(id)
+    }
+
+    /// The events behind [`Exit::Hook`], in order. Until they are taken, no instruction runs.
+    pub fn take_hook_events(&mut self) -> Vec<HookEvent> {
+        self.hooks.take()
+    }
+
+    /// Notes an access for the hooks on it.
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn hook_hit(&mut self, kind: HookKind, at: u64, size: u64, value: u64) {
+        // Which instruction it was is filled in when the block has stopped behind it.
+        if self.hooks.hit(kind, HookEvent { hook: HookId(0), rip: None, at, size, value }) {
+            self.attention = true;
+            self.end_block();
+        }
     }
 
     /// Memory of the machine that this vCPU belongs to.

@@ -159,7 +159,8 @@ pub enum X87Binary {
     Scale,
 }
 
-/// What an x87 operation gives. `status` has the exception flags raised and the condition codes, in FSW's bits.
+/// What an x87 operation gives. `status` has the exception flags raised and the condition codes that the operation
+/// defines, in FSW's bits. Remainders that are NaNs leave C0 and C3 undefined.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct X87Result {
     pub value: F80,

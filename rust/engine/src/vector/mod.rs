@@ -18,6 +18,7 @@ mod operand;
 #[cfg(test)]
 mod sample;
 mod save;
+mod soft;
 mod sse;
 mod state;
 mod x87;
@@ -35,6 +36,7 @@ pub use interface::{
     CR0_EM, CR0_MP, CR0_TS, CR4_OSFXSR, CR4_OSXMMEXCPT, CR4_OSXSAVE, Control, Operands, VectorException,
     XCR0_SSE, XCR0_X87, eflags,
 };
+pub use soft::SoftFp;
 pub use state::{F80, MXCSR_MASK, MXCSR_RESET, VectorState, X87State, fsw};
 
 /// The fastest unit this host has.

@@ -9,14 +9,17 @@ mod oracle;
 #[cfg(test)]
 mod oracle_save;
 #[cfg(test)]
+mod oracle_soft;
+#[cfg(test)]
 mod silicon;
 mod sse;
 mod x87;
 
 use super::fp::{
-    Arith, Convert, Estimate, Form, FpUnit, SseResult, X87Arith, X87Binary, X87Result, X87Source, X87Stored,
-    X87Target, X87Unary,
+    Arith, Convert, Estimate, Form, FpUnit, SseResult, X87Arith, X87Binary, X87Result, X87Source, X87Stored, X87Target,
+    X87Unary,
 };
+use super::soft::SoftFp;
 use super::state::F80;
 
 /// The host's unit. SSE operations with unmasked exceptions, which would trap on the host, go to [`SoftFp`].
@@ -41,47 +44,56 @@ impl Default for HostFp {
 /// Runs the operation on the host with all exceptions masked; if that may differ from what the guest's masks ask for,
 /// in software.
 #[inline(always)]
-fn masked_or_soft(mxcsr: u32, run: impl FnOnce() -> SseResult) -> SseResult {
-    use super::fp::mxcsr::{MASK_SHIFT, MASKS};
+fn masked_or_soft(mxcsr: u32, run: impl FnOnce() -> SseResult, soft: impl FnOnce() -> SseResult) -> SseResult {
+    use super::fp::mxcsr::{FLAGS, MASK_SHIFT, MASKS, UM};
     if mxcsr & MASKS == MASKS {
         return run();
     }
-    // With an early exception unmasked, no result is computed and no other flag set (SDM vol. 1, 11.5.2.3).
-    let result = run();
-    let early = result.flags & 7;
-    if early & !(mxcsr >> MASK_SHIFT) != 0 { SseResult { flags: early, ..result } } else { result }
+    // An unmasked underflow is signalled for exact tiny results too, and switches flush-to-zero off.
+    if mxcsr & UM != 0 {
+        let result = run();
+        if result.flags & !(mxcsr >> MASK_SHIFT) & FLAGS == 0 {
+            return result;
+        }
+    }
+    soft()
 }
 
 impl FpUnit for HostFp {
     #[inline(always)]
     fn arith(&self, op: Arith, form: Form, a: u128, b: u128, mxcsr: u32) -> SseResult {
-        masked_or_soft(mxcsr, || sse::arith(op, form, a, b, mxcsr))
+        masked_or_soft(mxcsr, || sse::arith(op, form, a, b, mxcsr), || SoftFp.arith(op, form, a, b, mxcsr))
     }
 
     #[inline(always)]
     fn sqrt(&self, form: Form, a: u128, b: u128, mxcsr: u32) -> SseResult {
-        masked_or_soft(mxcsr, || sse::sqrt(form, a, b, mxcsr))
+        masked_or_soft(mxcsr, || sse::sqrt(form, a, b, mxcsr), || SoftFp.sqrt(form, a, b, mxcsr))
     }
 
     #[inline(always)]
     fn compare(&self, predicate: u8, form: Form, a: u128, b: u128, mxcsr: u32) -> SseResult {
-        masked_or_soft(mxcsr, || sse::compare(predicate, form, a, b, mxcsr))
+        let soft = || SoftFp.compare(predicate, form, a, b, mxcsr);
+        masked_or_soft(mxcsr, || sse::compare(predicate, form, a, b, mxcsr), soft)
     }
 
     #[inline(always)]
     fn order(&self, quiet: bool, double: bool, a: u128, b: u128, mxcsr: u32) -> SseResult {
-        masked_or_soft(mxcsr, || sse::order(quiet, double, a, b, mxcsr))
+        let soft = || SoftFp.order(quiet, double, a, b, mxcsr);
+        masked_or_soft(mxcsr, || sse::order(quiet, double, a, b, mxcsr), soft)
     }
 
     fn round(&self, control: u8, form: Form, a: u128, b: u128, mxcsr: u32) -> SseResult {
-        assert!(self.sse41, "ROUNDPS needs a host with SSE4.1");
+        let soft = || SoftFp.round(control, form, a, b, mxcsr);
+        if !self.sse41 {
+            return soft();
+        }
         // SAFETY: SSE4.1 was detected when this value was made.
-        masked_or_soft(mxcsr, || unsafe { sse::round(control, form, a, b, mxcsr) })
+        masked_or_soft(mxcsr, || unsafe { sse::round(control, form, a, b, mxcsr) }, soft)
     }
 
     #[inline(always)]
     fn convert(&self, op: Convert, a: u128, b: u128, mxcsr: u32) -> SseResult {
-        masked_or_soft(mxcsr, || sse::convert(op, a, b, mxcsr))
+        masked_or_soft(mxcsr, || sse::convert(op, a, b, mxcsr), || SoftFp.convert(op, a, b, mxcsr))
     }
 
     fn estimate(&self, op: Estimate, form: Form, a: u128, b: u128, mxcsr: u32) -> u128 {

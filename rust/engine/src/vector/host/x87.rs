@@ -47,33 +47,37 @@ impl Frame {
         self
     }
 
-    fn status(&self) -> u16 {
-        self.status & (fsw::EXCEPTIONS | fsw::CONDITIONS)
+    /// The exception flags and the condition codes that the operation defines; the others are what they were before.
+    fn status(&self, codes: u16) -> u16 {
+        self.status & (fsw::EXCEPTIONS | codes)
     }
 
     fn bytes(&self, from: [u8; 16]) -> [u8; 10] {
         std::array::from_fn(|i| from[i])
     }
 
-    fn result(&self) -> X87Result {
-        X87Result { value: F80::from_bytes(self.bytes(self.result)), pushed: None, status: self.status() }
+    fn result(&self, codes: u16) -> X87Result {
+        X87Result { value: F80::from_bytes(self.bytes(self.result)), pushed: None, status: self.status(codes) }
     }
 
     /// The result of an operation that may have pushed a second value: TOP, 0 after FNINIT, tells how deep the stack is.
-    fn results(&self, depth_without: u16) -> X87Result {
+    fn results(&self, depth_without: u16, codes: u16) -> X87Result {
         let depth = 0u16.wrapping_sub(self.status >> fsw::TOP_SHIFT) & 7;
         if depth > depth_without {
             let (top, below) = (self.bytes(self.result), self.bytes(self.below));
             X87Result {
                 value: F80::from_bytes(below),
                 pushed: Some(F80::from_bytes(top)),
-                status: self.status(),
+                status: self.status(codes),
             }
         } else {
-            self.result()
+            self.result(codes)
         }
     }
 }
+
+/// What comparisons define.
+const CODES: u16 = fsw::C0 | fsw::C2 | fsw::C3;
 
 /// Runs `$operation`, which leaves the stack with as many values as `$before` pushed, between control words, and then
 /// `$after`, which empties it.
@@ -167,16 +171,16 @@ pub(super) fn arith(op: X87Arith, a: F80, b: X87Source, fcw: u16) -> X87Result {
         X87Arith::DivReversed => sources!(a, b, fcw, "fdivr st(0), st(1)" "fdivr dword ptr [{f} + 16]"
             "fdivr qword ptr [{f} + 16]" "fidivr word ptr [{f} + 16]" "fidivr dword ptr [{f} + 16]"),
     };
-    frame.result()
+    frame.result(fsw::C1)
 }
 
 pub(super) fn compare(quiet: bool, a: F80, b: X87Source, fcw: u16) -> u16 {
     if quiet && let X87Source::F80(value) = b {
-        return on_two!(Frame::new(fcw).a(a).b(value), "fucom st(1)").status();
+        return on_two!(Frame::new(fcw).a(a).b(value), "fucom st(1)").status(CODES);
     }
     let frame = sources!(a, b, fcw, "fcom st(1)" "fcom dword ptr [{f} + 16]" "fcom qword ptr [{f} + 16]"
         "ficom word ptr [{f} + 16]" "ficom dword ptr [{f} + 16]");
-    frame.status()
+    frame.status(CODES)
 }
 
 pub(super) fn load(source: X87Source, fcw: u16) -> X87Result {
@@ -184,7 +188,7 @@ pub(super) fn load(source: X87Source, fcw: u16) -> X87Result {
         ($value:expr, $insn:literal) => {{
             let mut frame = Frame::new(fcw).b_bytes(&$value.to_le_bytes());
             block!(frame, ["fninit"], $insn, ["fstp tbyte ptr [{f} + 32]", "fninit"]);
-            frame.result()
+            frame.result(fsw::C1)
         }};
     }
     match source {
@@ -203,7 +207,7 @@ pub(super) fn store(target: X87Target, a: F80, fcw: u16) -> X87Stored {
         ($insn:literal) => {{
             let mut frame = Frame::new(fcw).a(a);
             block!(frame, ["fninit", "fld tbyte ptr [{f}]"], $insn, ["fninit"]);
-            X87Stored { bytes: frame.bytes(frame.below), status: frame.status() }
+            X87Stored { bytes: frame.bytes(frame.below), status: frame.status(fsw::C1) }
         }};
     }
     match target {
@@ -228,14 +232,14 @@ fn truncated(a: F80, fcw: u16, target: X87Target) -> X87Stored {
 pub(super) fn unary(op: X87Unary, a: F80, fcw: u16) -> X87Result {
     let frame = Frame::new(fcw).a(a);
     match op {
-        X87Unary::SquareRoot => on_top!(frame, "fsqrt").result(),
-        X87Unary::RoundToInteger => on_top!(frame, "frndint").result(),
-        X87Unary::Sin => on_top!(frame, "fsin").result(),
-        X87Unary::Cos => on_top!(frame, "fcos").result(),
-        X87Unary::TwoToXMinus1 => on_top!(frame, "f2xm1").result(),
-        X87Unary::SinCos => of_any_depth!(frame, ["fld tbyte ptr [{f}]"], "fsincos").results(1),
-        X87Unary::PartialTangent => of_any_depth!(frame, ["fld tbyte ptr [{f}]"], "fptan").results(1),
-        X87Unary::Extract => of_any_depth!(frame, ["fld tbyte ptr [{f}]"], "fxtract").results(1),
+        X87Unary::SquareRoot => on_top!(frame, "fsqrt").result(fsw::C1),
+        X87Unary::RoundToInteger => on_top!(frame, "frndint").result(fsw::C1),
+        X87Unary::Sin => on_top!(frame, "fsin").result(fsw::C1 | fsw::C2),
+        X87Unary::Cos => on_top!(frame, "fcos").result(fsw::C1 | fsw::C2),
+        X87Unary::TwoToXMinus1 => on_top!(frame, "f2xm1").result(fsw::C1),
+        X87Unary::SinCos => of_any_depth!(frame, ["fld tbyte ptr [{f}]"], "fsincos").results(1, fsw::C1 | fsw::C2),
+        X87Unary::PartialTangent => of_any_depth!(frame, ["fld tbyte ptr [{f}]"], "fptan").results(1, fsw::C1 | fsw::C2),
+        X87Unary::Extract => of_any_depth!(frame, ["fld tbyte ptr [{f}]"], "fxtract").results(1, fsw::C1),
     }
 }
 
@@ -244,15 +248,15 @@ pub(super) fn binary(op: X87Binary, st0: F80, st1: F80, fcw: u16) -> X87Result {
     macro_rules! popping {
         ($insn:literal) => {{
             let frame = of_any_depth!(frame, ["fld tbyte ptr [{f} + 16]", "fld tbyte ptr [{f}]"], $insn);
-            frame.result()
+            frame.result(fsw::C1)
         }};
     }
     match op {
         X87Binary::PartialArctangent => popping!("fpatan"),
         X87Binary::YLog2X => popping!("fyl2x"),
         X87Binary::YLog2XPlus1 => popping!("fyl2xp1"),
-        X87Binary::PartialRemainder => on_two!(frame, "fprem").result(),
-        X87Binary::PartialRemainder1 => on_two!(frame, "fprem1").result(),
-        X87Binary::Scale => on_two!(frame, "fscale").result(),
+        X87Binary::PartialRemainder => on_two!(frame, "fprem").result(fsw::CONDITIONS),
+        X87Binary::PartialRemainder1 => on_two!(frame, "fprem1").result(fsw::CONDITIONS),
+        X87Binary::Scale => on_two!(frame, "fscale").result(fsw::C1),
     }
 }

@@ -45,7 +45,7 @@ impl Layout {
         self.zero(sign) | ((1 << self.exponent) - 1) << self.fraction
     }
 
-    const fn largest(self, sign: bool) -> u64 {
+    pub(super) const fn largest(self, sign: bool) -> u64 {
         self.infinity(sign) - 1
     }
 
@@ -66,15 +66,14 @@ impl Layout {
     pub(super) fn unpack(self, bits: u64) -> Value {
         let sign = bits & self.sign_bit() != 0;
         let fraction = bits & self.fraction_mask();
-        let biased = (bits >> self.fraction & ((1 << self.exponent) - 1)) as i32;
+        let top = (1 << self.exponent) - 1;
+        let biased = (bits >> self.fraction) as i32 & top;
         let unit = -self.bias() - self.fraction as i32;
         match (biased, fraction) {
             (0, 0) => Value::Zero { sign },
             (0, _) => Value::Finite(Number::from_integer(sign, fraction.into(), unit + 1)),
-            (biased, 0) if biased >> self.exponent == 0 && biased == (1 << self.exponent) - 1 => Value::Infinite { sign },
-            (biased, _) if biased == (1 << self.exponent) - 1 => {
-                Value::Nan { signaling: fraction >> (self.fraction - 1) == 0 }
-            }
+            (biased, 0) if biased == top => Value::Infinite { sign },
+            (biased, _) if biased == top => Value::Nan { signaling: fraction >> (self.fraction - 1) == 0 },
             _ => {
                 let significand = fraction | 1 << self.fraction;
                 Value::Finite(Number::from_integer(sign, significand.into(), unit + biased))
@@ -88,7 +87,7 @@ impl Layout {
     }
 
     /// The pattern of a significand with exactly the precision's bits.
-    fn pack(self, sign: bool, exponent: i32, significand: u64) -> u64 {
+    pub(super) fn pack(self, sign: bool, exponent: i32, significand: u64) -> u64 {
         self.zero(sign) | ((exponent + self.bias()) as u64) << self.fraction | significand & self.fraction_mask()
     }
 }

@@ -207,6 +207,8 @@ pub(super) fn estimate(op: Estimate, form: Form, a: u128, b: u128) -> u128 {
             (Estimate::ReciprocalRoot, Value::Infinite { sign: false }) => 0,
             (Estimate::ReciprocalRoot, Value::Infinite { sign: true }) => layout.indefinite(),
             (Estimate::ReciprocalRoot, Value::Finite(number)) if number.sign => layout.indefinite(),
+            // The reciprocal of 2^126 and more counts as tiny (SDM vol. 2, RCPPS).
+            (Estimate::Reciprocal, Value::Finite(number)) if number.exponent >= 126 => layout.zero(sign),
             (_, Value::Finite(number)) => {
                 let one = Number::from_integer(false, 1, 0);
                 let number = if op == Estimate::ReciprocalRoot {
@@ -218,9 +220,6 @@ pub(super) fn estimate(op: Estimate, form: Form, a: u128, b: u128) -> u128 {
                 };
                 let quotient = one.divide(number);
                 let short = Number { significand: quotient.significand >> 116 << 116, ..quotient };
-                if short.exponent < layout.range().least {
-                    return layout.zero(sign);
-                }
                 // All exceptions masked: no more than the bits are wanted.
                 Exceptions::new(0x1f80).round(layout, short)
             }
