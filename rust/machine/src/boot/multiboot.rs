@@ -30,6 +30,8 @@ const INFO_LOADER_NAME: u32 = 1 << 9;
 const INFO_SIZE: usize = 116;
 
 const LOADER_NAME: &[u8] = b"Multiboot loader\0";
+/// The first word of the command line: loaders put the image's name there, and kernels skip it.
+const IMAGE_NAME: &[u8] = b"kernel";
 /// There is no limit but the space: what is generous and fits.
 const COMMAND_LINE_LIMIT: u64 = 0x3FFF;
 const KERNEL: &str = "the kernel";
@@ -124,7 +126,8 @@ fn place_flat<'a>(placer: &mut Placer<'a>, file: &'a [u8], header: Header) -> Re
 
 /// Places the information structure and what it points to.
 fn place_information<'a>(placer: &mut Placer<'a>, request: &BootRequest<'a>) -> Result<u64, BootError> {
-    let command_line = placer.low("the command line", request.command_line(COMMAND_LINE_LIMIT)?, 1)?;
+    let command_line = [IMAGE_NAME, b" ", &request.command_line(COMMAND_LINE_LIMIT)?].concat();
+    let command_line = placer.low("the command line", command_line, 1)?;
     let name = placer.low("the loader's name", LOADER_NAME, 1)?;
     let mut modules = Record::default();
     let mut count = 0;

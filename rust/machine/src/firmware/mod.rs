@@ -152,6 +152,10 @@ pub(crate) mod tests {
             "trapgate",
             "emulat",
             "waet",
+            "alibaba",
+            "hitachi",
+            "red hat",
+            "smartstack",
         ];
         let map = MemoryMap::new(64 << 20).unwrap();
         for segment in build(&config(&map, 2)).segments {

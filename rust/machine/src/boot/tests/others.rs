@@ -89,7 +89,7 @@ fn a_multiboot_elf_finds_its_information() {
     assert_eq!(guest.u32(info), 1 | 1 << 2 | 1 << 3 | 1 << 6 | 1 << 9);
     assert_eq!(guest.u32(info + 4), 639);
     assert_eq!(u64::from(guest.u32(info + 8)), (memory.low_usable_end() >> 10) - 1024);
-    assert_eq!(guest.string(guest.u32(info + 16).into()), "go");
+    assert_eq!(guest.string(guest.u32(info + 16).into()), "kernel go");
     assert_eq!(guest.u32(info + 20), 2);
     let modules = u64::from(guest.u32(info + 24));
     assert_eq!(guest.u32(modules), 0x10_3000, "the first page after the kernel");
