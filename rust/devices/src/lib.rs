@@ -17,14 +17,17 @@ pub mod apic;
 pub mod bus;
 pub mod clock;
 pub mod debug;
+pub mod dma;
 pub mod hpet;
 pub mod i8042;
 pub mod line;
+pub mod pci;
 pub mod pic;
 pub mod pit;
 pub mod port61;
 pub mod rtc;
 pub mod state;
+pub mod system;
 pub mod uart;
 
 pub use bus::{Address, Bus, BusError, PhysAddr, Port};
