@@ -17,7 +17,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let expect = args.next();
     let mut seen = Vec::new();
     let clock = if std::env::var_os("REAL").is_some() { ClockKind::Real } else { ClockKind::Virtual };
-    let config = Config { memory: 512 << 20, model: X86_64_V2, clock, seed: 1, epoch_seconds: 1_700_000_000 };
+    let config = Config { memory: 512 << 20, model: X86_64_V2, clock, seed: 1, debug_console: false, debug_exit: false, epoch_seconds: 1_700_000_000 };
     let payload = Payload {
         kernel: &kernel,
         initrd: initrd.as_deref(),

@@ -12,5 +12,5 @@ mod signal;
 
 pub use clock::{ClockKind, TSC_HZ};
 pub use console::Console;
-pub use machine::{Config, Exit, Limits, Machine, MachineError, Payload};
+pub use machine::{Config, Exit, Limits, Machine, MachineError, Payload, Stats};
 pub use signal::Signal;

@@ -27,6 +27,10 @@ pub struct Config {
     pub clock: ClockKind,
     /// Seed of all randomness that the guest gets.
     pub seed: u64,
+    /// A debug console at port E9h.
+    pub debug_console: bool,
+    /// A debug-exit port at F4h, as QEMU's isa-debug-exit.
+    pub debug_exit: bool,
     /// Wall-clock time at power-on, in seconds since 1970-01-01.
     pub epoch_seconds: i64,
 }
@@ -85,8 +89,10 @@ pub enum Exit {
     Reset,
     /// The guest wrote this value to the debug-exit port.
     DebugExit(u32),
-    /// The processor halted and nothing can wake it: virtual time has no later event.
+    /// The processor halted and nothing can wake it: interrupts are off, or virtual time has no later event.
     Halted,
+    /// Hooks were hit: [`Vcpu::take_hook_events`] tells which; to be taken before the machine runs on.
+    Hook,
     /// The processor shut down.
     TripleFault { rip: u64, vector: u8 },
     /// The guest entered a state that the engine does not run.
@@ -101,6 +107,7 @@ pub struct Machine {
     clock: Arc<Clock>,
     signal: Arc<Signal>,
     console: Arc<Console>,
+    debug: Arc<Console>,
 }
 
 impl Machine {
@@ -135,6 +142,7 @@ impl Machine {
         let requests = Arc::new(Requests::default());
         let signal = Signal::new(Arc::clone(&requests));
         let console = Console::new(Arc::clone(&signal));
+        let debug = Console::new(Arc::clone(&signal));
         let clock = Arc::new(Clock::new(config.clock));
         let board = Arc::new(PcBoard::new(&Parts {
             requests: &requests,
@@ -143,6 +151,8 @@ impl Machine {
             model: &model,
             memory: &map,
             epoch_seconds: config.epoch_seconds,
+            debug_console: config.debug_console.then_some(&debug),
+            debug_exit: config.debug_exit,
         })?);
         let platform = PcPlatform {
             board: Arc::clone(&board),
@@ -152,7 +162,7 @@ impl Machine {
         };
         let mut cpu = Vcpu::new(model, PROCESSOR, memory, Box::new(platform), requests);
         enter(&mut cpu, &image);
-        Ok(Machine { engine: Engine::new(cpu), board, clock, signal, console })
+        Ok(Machine { engine: Engine::new(cpu), board, clock, signal, console, debug })
     }
 
     /// Runs until a limit or an event.
@@ -183,6 +193,7 @@ impl Machine {
                 }
                 EngineExit::TripleFault { rip, vector } => return Exit::TripleFault { rip, vector },
                 EngineExit::Unsupported { what, rip } => return Exit::Unsupported { what, rip },
+                EngineExit::Hook => return Exit::Hook,
                 _ => return Exit::Stopped,
             }
         }
@@ -220,6 +231,9 @@ impl Machine {
     /// The vCPU waits: virtual time jumps to the next event, real time is slept through.
     fn halt(&mut self, limits: &Limits, wall: Option<Instant>) -> Option<Exit> {
         let count = self.engine.cpu.count;
+        if !self.engine.cpu.interrupts_enabled() {
+            return Some(Exit::Halted);
+        }
         let next = [self.board.deadline(), limits.time].into_iter().flatten().min();
         if self.clock.kind() == ClockKind::Virtual {
             return match next {
@@ -268,9 +282,64 @@ impl Machine {
         &self.signal
     }
 
+    /// What the guest writes to its debug console.
+    pub fn debug_console(&self) -> &Arc<Console> {
+        &self.debug
+    }
+
+    /// A hash of everything that the guest can observe: registers, RAM, devices, time. Equal for two runs that went the
+    /// same way, whatever host memory or threads did.
+    pub fn digest(&self) -> [u8; 32] {
+        let mut hash = blake3::Hasher::new();
+        hash.update(&record_bytes(&self.engine.cpu.save()));
+        if self.clock.kind() == ClockKind::Virtual {
+            hash.update(&record_bytes(&self.clock.base()));
+        }
+        hash.update(&record_bytes(&self.board.save()));
+        self.engine.cpu.memory().each_page_in_use(|gpa, page| {
+            hash.update(&gpa.to_le_bytes());
+            hash.update(page);
+        });
+        *hash.finalize().as_bytes()
+    }
+
+    /// Counters of the run so far.
+    pub fn stats(&self) -> Stats {
+        Stats {
+            instructions: self.engine.cpu.count,
+            nanoseconds: self.now(),
+            blocks_decoded: self.engine.blocks_decoded(),
+            unmapped_port_reads: self.board.ports.unmapped_reads(),
+            unmapped_port_writes: self.board.ports.unmapped_writes(),
+            unmapped_memory_reads: self.board.memory.unmapped_reads(),
+            unmapped_memory_writes: self.board.memory.unmapped_writes(),
+        }
+    }
+
     pub fn board(&self) -> &Arc<PcBoard> {
         &self.board
     }
+}
+
+/// Counters of a machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stats {
+    pub instructions: u64,
+    pub nanoseconds: Nanos,
+    pub blocks_decoded: u64,
+    pub unmapped_port_reads: u64,
+    pub unmapped_port_writes: u64,
+    pub unmapped_memory_reads: u64,
+    pub unmapped_memory_writes: u64,
+}
+
+/// A state record as the bytes that are hashed.
+fn record_bytes<T: serde::Serialize>(record: &T) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    // Writing to a Vec cannot fail, and no record has a key or value that CBOR cannot express.
+    let written = ciborium::into_writer(record, &mut bytes);
+    debug_assert!(written.is_ok());
+    bytes
 }
 
 /// Instructions after which the loop looks around, whatever the clock: bounds the time that a stop takes.

@@ -12,10 +12,13 @@ use vm_memory::mmap::MmapRegion;
 
 use super::MemoryError;
 
+const PAGE_BYTES: usize = super::PAGE as usize;
+
 /// One shared mapping of a memfd that holds all RAM of a machine.
 #[derive(Debug)]
 pub(super) struct HostRam {
     region: MmapRegion,
+    file: File,
     base: *mut u8,
     len: usize,
 }
@@ -32,7 +35,8 @@ impl HostRam {
         let host = |e: std::io::Error| MemoryError::Host { bytes: len, source: e };
         let bytes = usize::try_from(len).map_err(|_| MemoryError::TooLarge { bytes: len })?;
         let file = ram_file(len).map_err(host)?;
-        let region = MmapRegion::from_file(FileOffset::new(file, 0), bytes)
+        let mapped = file.try_clone().map_err(host)?;
+        let region = MmapRegion::from_file(FileOffset::new(mapped, 0), bytes)
             .map_err(|e| host(std::io::Error::other(e.to_string())))?;
         let base = region.as_ptr();
         #[cfg(target_os = "linux")]
@@ -41,7 +45,7 @@ impl HostRam {
             rustix::mm::madvise(base.cast(), bytes, rustix::mm::Advice::LinuxDontFork)
                 .map_err(|e| host(e.into()))?;
         }
-        Ok(HostRam { region, base, len: bytes })
+        Ok(HostRam { region, file, base, len: bytes })
     }
 
     pub fn len(&self) -> usize {
@@ -223,6 +227,35 @@ impl HostRam {
         }
         self.store_split(offset, size, new);
         Ok(seen)
+    }
+
+    /// Calls `each` with every page that is not all zeros, in ascending order. Pages that were never touched are found by
+    /// the file's holes and are not brought into memory by looking.
+    pub fn each_page_in_use(&self, mut each: impl FnMut(u64, &[u8; PAGE_BYTES])) {
+        let mut page = [0u8; PAGE_BYTES];
+        let mut at = self.next_data(0);
+        while at < self.len as u64 {
+            self.read(at, &mut page);
+            if page.iter().any(|byte| *byte != 0) {
+                each(at, &page);
+            }
+            at = self.next_data(at + PAGE_BYTES as u64);
+        }
+    }
+
+    /// The first page from `at` on that the file has memory for.
+    #[cfg(target_os = "linux")]
+    fn next_data(&self, at: u64) -> u64 {
+        match rustix::fs::seek(&self.file, rustix::fs::SeekFrom::Data(at)) {
+            Ok(found) => found & !(PAGE_BYTES as u64 - 1),
+            Err(rustix::io::Errno::NXIO) => self.len as u64,
+            Err(_) => at,
+        }
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    fn next_data(&self, at: u64) -> u64 {
+        at
     }
 
     /// Copies bytes out, aligned 8 at a time.

@@ -103,6 +103,16 @@ impl GuestMemory {
         self.ram.len() == 0
     }
 
+    /// Calls `each` with the guest-physical address and content of every page of RAM that is not all zeros.
+    pub fn each_page_in_use(&self, mut each: impl FnMut(u64, &[u8; PAGE as usize])) {
+        self.ram.each_page_in_use(|host, page| {
+            let home = self.placed.iter().find(|p| host.wrapping_sub(p.host) < p.region.len);
+            if let Some(p) = home {
+                each(p.region.start + (host - p.host), page);
+            }
+        });
+    }
+
     /// Address of the whole mapping in this process, for read-only views.
     pub fn host_base(&self) -> *const u8 {
         self.ram.base()

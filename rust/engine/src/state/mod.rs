@@ -330,6 +330,11 @@ impl Vcpu {
         }
     }
 
+    /// IF: whether maskable interrupts can wake or interrupt this vCPU.
+    pub fn interrupts_enabled(&self) -> bool {
+        self.flags.is_set(rflags::IF)
+    }
+
     /// Memory of the machine that this vCPU belongs to.
     pub fn memory(&self) -> &Arc<GuestMemory> {
         &self.memory

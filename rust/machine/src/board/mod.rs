@@ -13,7 +13,9 @@ use trapgate_devices::apic::{
     ApicFabric, ApicPort, IoApic, IoApicConfig, IoApicInput, Kick, LocalApic, LocalApicConfig, LocalPin,
     TscClock,
 };
+use trapgate_devices::debug::{DebugConsole, DebugExit};
 use trapgate_devices::hpet::{Hpet, HpetLines};
+use trapgate_devices::i8042::I8042;
 use trapgate_devices::line::{Selector, Splitter};
 use trapgate_devices::pic::{PicInput, PicPair};
 use trapgate_devices::pit::Pit;
@@ -47,6 +49,7 @@ pub struct PcBoard {
     /// The part of the local APIC that needs no lock.
     pub(crate) apic_port: Arc<ApicPort>,
     pub(crate) com1: Arc<Mutex<Uart>>,
+    io_apic: Arc<Mutex<IoApic>>,
     /// Count at which the run loop last served the chips.
     served: AtomicU64,
 }
@@ -60,6 +63,8 @@ pub(crate) struct Parts<'a> {
     pub model: &'a Model,
     pub memory: &'a MemoryMap,
     pub epoch_seconds: i64,
+    pub debug_console: Option<&'a Arc<Console>>,
+    pub debug_exit: bool,
 }
 
 /// Tells the vCPU that its local APIC has something for it.
@@ -105,11 +110,15 @@ impl Interrupts {
         Interrupts { pic, io_apic, local_apic: Arc::new(Mutex::new(local_apic)), apic_port }
     }
 
-    /// An ISA interrupt line: to its 8259 input, and to the I/O APIC input that the MADT names for it.
     fn isa(&self, irq: u8) -> Arc<dyn Line> {
-        let pin = if irq == layout::IRQ_TIMER { layout::GSI_TIMER as u8 } else { irq };
-        Splitter::new(vec![PicInput::new(&self.pic, irq), IoApicInput::new(&self.io_apic, pin)])
+        isa_line(&self.pic, &self.io_apic, irq)
     }
+}
+
+/// An ISA interrupt line: to its 8259 input, and to the I/O APIC input that the MADT names for it.
+fn isa_line(pic: &Arc<Mutex<PicPair>>, io_apic: &Arc<Mutex<IoApic>>, irq: u8) -> Arc<dyn Line> {
+    let pin = if irq == layout::IRQ_TIMER { layout::GSI_TIMER as u8 } else { irq };
+    Splitter::new(vec![PicInput::new(pic, irq), IoApicInput::new(io_apic, pin)])
 }
 
 impl PcBoard {
@@ -125,6 +134,8 @@ impl PcBoard {
         ports.insert(Port(layout::COM1), 8, &com1, 0)?;
         chips.push(Arc::clone(&com1) as _);
         power(parts, &interrupts, &ports, &mut chips)?;
+        keyboard(parts, &interrupts, &ports, &mut chips)?;
+        debug_ports(parts, &ports, &mut chips)?;
         let Interrupts { pic, io_apic, local_apic, apic_port } = interrupts;
         ports.insert(Port(layout::PIC_1), 2, &pic, 0)?;
         ports.insert(Port(layout::PIC_2), 2, &pic, 2)?;
@@ -132,9 +143,9 @@ impl PcBoard {
         let size = layout::IO_APIC.end - layout::IO_APIC.start;
         memory.insert(PhysAddr(layout::IO_APIC.start), size, &io_apic, 0)?;
         chips.push(Arc::clone(&pic) as _);
-        chips.push(io_apic as _);
+        chips.push(Arc::clone(&io_apic) as _);
         chips.push(Arc::clone(&local_apic) as _);
-        Ok(PcBoard { ports, memory, chips, pic, local_apic, apic_port, com1, served: AtomicU64::new(0) })
+        Ok(PcBoard { ports, memory, chips, pic, local_apic, apic_port, com1, io_apic, served: AtomicU64::new(0) })
     }
 
     /// The earliest time at which a chip changes an output by itself.
@@ -162,6 +173,12 @@ impl PcBoard {
     /// State records of all chips, in their fixed order.
     pub fn save(&self) -> Vec<trapgate_devices::State> {
         self.chips.iter().map(|chip| lock(chip).save()).collect()
+    }
+
+    /// An ISA interrupt line (0 to 15) for a device that the user adds; lines that the board's own chips drive are
+    /// theirs.
+    pub fn irq_line(&self, irq: u8) -> Arc<dyn Line> {
+        isa_line(&self.pic, &self.io_apic, irq & 15)
     }
 
     /// The run loop has looked at the chips: no timer calls for it again before the guest has made some headway.
@@ -229,5 +246,37 @@ fn power(
     let pm = Arc::new(Mutex::new(AcpiPm::new(config, control, interrupts.isa(layout::IRQ_SCI))));
     ports.insert(Port(layout::PM_BASE), 12, &pm, 0)?;
     chips.push(pm as _);
+    Ok(())
+}
+
+/// The keyboard controller; A20 is always open, as on every board that such guests run on.
+fn keyboard(
+    parts: &Parts<'_>,
+    interrupts: &Interrupts,
+    ports: &Bus<Port>,
+    chips: &mut Vec<Chip>,
+) -> Result<(), BusError> {
+    let control = Arc::clone(parts.signal) as Arc<dyn MachineControl>;
+    let lines = (interrupts.isa(layout::IRQ_KEYBOARD), interrupts.isa(layout::IRQ_MOUSE));
+    let chip = Arc::new(Mutex::new(I8042::new(control, lines.0, lines.1, NoLine::new())));
+    ports.insert(Port(layout::KEYBOARD_DATA), 1, &chip, 0)?;
+    ports.insert(Port(layout::KEYBOARD_COMMAND), 1, &chip, 1)?;
+    chips.push(chip as _);
+    Ok(())
+}
+
+/// Ports that no PC has, on request.
+fn debug_ports(parts: &Parts<'_>, ports: &Bus<Port>, chips: &mut Vec<Chip>) -> Result<(), BusError> {
+    if let Some(console) = parts.debug_console {
+        let chip = Arc::new(Mutex::new(DebugConsole::new(console.sink())));
+        ports.insert(Port(layout::DEBUG_CONSOLE), 1, &chip, 0)?;
+        chips.push(chip as _);
+    }
+    if parts.debug_exit {
+        let control = Arc::clone(parts.signal) as Arc<dyn MachineControl>;
+        let chip = Arc::new(Mutex::new(DebugExit::new(control)));
+        ports.insert(Port(layout::DEBUG_EXIT), 4, &chip, 0)?;
+        chips.push(chip as _);
+    }
     Ok(())
 }

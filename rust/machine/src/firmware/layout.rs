@@ -113,6 +113,11 @@ pub const RESET_CONTROL: u16 = 0xCF9;
 /// What a write to [`RESET_CONTROL`] must be to reset the whole machine: full reset, and now.
 pub const RESET_VALUE: u8 = 0x06;
 
+/// Debug console, on request: what QEMU and Bochs have there.
+pub const DEBUG_CONSOLE: u16 = 0xE9;
+/// Debug exit, on request.
+pub const DEBUG_EXIT: u16 = 0xF4;
+
 // Interrupts: ISA numbers are those of the 8259 inputs.
 
 /// The 8254's channel 0.

@@ -203,3 +203,49 @@ fn estimates_agree_within_their_error() {
         }
     }
 }
+
+/// How far apart two finite results of one sign are, in units of the last place.
+fn distance(a: F80, b: F80) -> u128 {
+    let place = |value: F80| u128::from(value.exponent()) << 63 | u128::from(value.significand & (u64::MAX >> 1));
+    if a.sign() == b.sign() { place(a).abs_diff(place(b)) } else { place(a) + place(b) }
+}
+
+/// Compares transcendental results: values within `ulps`; status equal but for C1, which tells the direction of rounding,
+/// and PE of exact results, where processors disagree.
+fn near(name: impl std::fmt::Debug, inputs: impl std::fmt::Debug, fcw: u16, ulps: u128, host: X87Result, soft: X87Result) {
+    let context = || format!("{name:?} {inputs:x?} fcw {fcw:#x}: soft {soft:x?}, host {host:x?}");
+    let compared = if soft.status & fsw::PE == 0 { !(fsw::C1 | fsw::PE) } else { !fsw::C1 };
+    assert_eq!(soft.status & compared, host.status & compared, "{}", context());
+    if unwritten(host.status, fcw) {
+        return;
+    }
+    assert!(distance(soft.value, host.value) <= ulps, "{}", context());
+    match (soft.pushed, host.pushed) {
+        (None, None) => {}
+        (Some(soft), Some(host)) => assert!(distance(soft, host) <= ulps, "{}", context()),
+        _ => panic!("{}", context()),
+    }
+}
+
+#[test]
+fn x87_transcendental_functions_are_near() {
+    let (host, mut random) = (HostFp::new(), Random::new(17));
+    for _ in 0..TIMES {
+        let (a, b, fcw) = (random.f80(), random.f80(), control(&mut random));
+        for op in [X87Unary::Sin, X87Unary::Cos, X87Unary::SinCos, X87Unary::PartialTangent] {
+            near(op, a, fcw, 1, host.x87_unary(op, a, fcw), SoftFp.x87_unary(op, a, fcw));
+        }
+        for op in [X87Binary::PartialArctangent, X87Binary::YLog2X] {
+            near(op, (a, b), fcw, 1, host.x87_binary(op, a, b, fcw), SoftFp.x87_binary(op, a, b, fcw));
+        }
+        // Only where the result is defined.
+        if a.exponent() < 0x3fff {
+            let op = X87Unary::TwoToXMinus1;
+            near(op, a, fcw, 1, host.x87_unary(op, a, fcw), SoftFp.x87_unary(op, a, fcw));
+        }
+        if a.exponent() < 0x3ffd {
+            let op = X87Binary::YLog2XPlus1;
+            near(op, (a, b), fcw, 1, host.x87_binary(op, a, b, fcw), SoftFp.x87_binary(op, a, b, fcw));
+        }
+    }
+}

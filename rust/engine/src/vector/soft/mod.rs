@@ -4,6 +4,7 @@
 mod extended;
 mod lane;
 mod number;
+mod series;
 mod sse;
 mod transcendental;
 mod x87;
