@@ -132,7 +132,7 @@ fn host_bridge() -> Sequence {
     let choose = If::new(&model, vec![&by_apic]);
     let otherwise = Else::new(vec![&by_pic]);
     contents.push(&Method::new("_PRT".into(), 0, false, vec![&choose, &otherwise]));
-    add_board_devices(&mut contents);
+    contents.push(&isa_bridge());
     contents.push(&reserved());
     let mut bridge = Sequence::new();
     bridge.push(&Device::new("PCI0".into(), vec![&contents]));
@@ -177,8 +177,17 @@ fn routing(interrupt: impl Fn(usize) -> u32) -> PackageBuilder {
     table
 }
 
-/// The chips of the ISA bus.
-fn add_board_devices(bus: &mut Sequence) {
+/// The ISA bridge with the chips of its bus.
+fn isa_bridge() -> Sequence {
+    let mut bus = Sequence::new();
+    bus.push(&Name::new("_ADR".into(), &(u32::from(layout::ISA_BRIDGE) << 16)));
+    add_isa_devices(&mut bus);
+    let mut bridge = Sequence::new();
+    bridge.push(&Device::new("ISA_".into(), vec![&bus]));
+    bridge
+}
+
+fn add_isa_devices(bus: &mut Sequence) {
     let mut serial = |name, unique, port, irq| {
         bus.push(&device(name, "PNP0501", unique, vec![&ports(port, 8), &Irq(irq)]));
     };
@@ -188,7 +197,7 @@ fn add_board_devices(bus: &mut Sequence) {
         [&ports(layout::KEYBOARD_DATA, 1), &ports(layout::KEYBOARD_COMMAND, 1), &Irq(layout::IRQ_KEYBOARD)];
     bus.push(&device("KBD_", "PNP0303", 0, keyboard.to_vec()));
     bus.push(&device("MOU_", "PNP0F13", 0, vec![&Irq(layout::IRQ_MOUSE)]));
-    bus.push(&device("RTC_", "PNP0B00", 0, vec![&ports(layout::RTC, 2), &Irq(layout::IRQ_RTC)]));
+    bus.push(&device("RTC_", "PNP0B00", 0, vec![&ports(layout::RTC, 4), &Irq(layout::IRQ_RTC)]));
     bus.push(&device("TIMR", "PNP0100", 0, vec![&ports(layout::PIT, 4), &Irq(layout::IRQ_TIMER)]));
     let interrupts: [&dyn Aml; 4] = [
         &ports(layout::PIC_1, 2),

@@ -5,6 +5,8 @@
 
 use std::ops::Range;
 
+use trapgate_devices::pci::{PIRQ_FIRST_PIN, pirq_of};
+
 /// The size of a small page.
 pub const PAGE: u64 = 0x1000;
 
@@ -82,7 +84,7 @@ pub const KEYBOARD_DATA: u16 = 0x60;
 pub const PORT_61: u16 = 0x61;
 /// Keyboard controller, status and command.
 pub const KEYBOARD_COMMAND: u16 = 0x64;
-/// MC146818 address (with the NMI mask) and data.
+/// MC146818 address (with the NMI mask) and data, and the same for its second bank.
 pub const RTC: u16 = 0x70;
 /// Diagnostic codes of the power-on self-test.
 pub const POST_CODE: u16 = 0x80;
@@ -104,6 +106,8 @@ pub const PM1_EVENT: u16 = PM_BASE;
 pub const PM1_CONTROL: u16 = PM_BASE + 4;
 /// The power management timer; 24 bits count.
 pub const PM_TIMER: u16 = PM_BASE + 8;
+/// SMBus host controller of the chipset.
+pub const SMBUS: u16 = 0x700;
 /// PCI configuration address.
 pub const PCI_ADDRESS: u16 = 0xCF8;
 /// PCI configuration data.
@@ -145,20 +149,25 @@ pub const GSI_TIMER: u32 = 2;
 pub const IO_APIC_INPUTS: u32 = 24;
 /// What the I/O APIC's identification register holds after firmware has run.
 pub const IO_APIC_ID: u8 = 0;
-/// PCI interrupt lines: at the I/O APIC they are four inputs from this one on.
-pub const PCI_GSI: u32 = 16;
-/// The same four lines at the 8259s, level-triggered; they do not reach the I/O APIC inputs of these numbers.
-pub const PCI_IRQS: [u8; 4] = [10, 11, 10, 11];
+/// PCI interrupt lines (PIRQA to PIRQD): at the I/O APIC they are four inputs from this one on.
+pub const PCI_GSI: u32 = PIRQ_FIRST_PIN as u32;
+/// The same four lines at the 8259s, as the ISA bridge routes them after reset; level-triggered. They do not reach the I/O
+/// APIC inputs of these numbers.
+pub const PCI_IRQS: [u8; 4] = [10, 10, 11, 11];
+/// PCI device number of the ISA bridge.
+pub const ISA_BRIDGE: u8 = 1;
 
 /// Which of the four PCI interrupt lines a device's pin (INTA# is 0) is wired to.
 pub fn pci_line(device: u8, pin: u8) -> usize {
-    usize::from(device.wrapping_add(pin) & 3)
+    pirq_of(device, pin.wrapping_add(1)).into()
 }
 
 // Values that chips and tables share.
 
+/// Slot of the ISA bridge and the chipset's other functions on PCI bus 0.
+pub const CHIPSET_SLOT: u8 = 1;
 /// Sleep type that PM1a control takes for soft-off.
-pub const SLEEP_TYPE_S5: u8 = 0;
+pub const SLEEP_TYPE_S5: u8 = trapgate_devices::acpi_pm::SLP_TYP_S5;
 /// CMOS byte with the century.
 pub const CMOS_CENTURY: u8 = 0x32;
 /// Low half of the HPET's capability register: revision 1, three comparators of 64 bits, legacy routing, vendor 8086h.

@@ -165,4 +165,20 @@ pub(crate) mod tests {
             }
         }
     }
+
+    /// The tables' figures are those of the chips.
+    #[test]
+    fn chips_agree_with_the_layout() {
+        use std::sync::Arc;
+
+        use trapgate_devices::pci::{IsaBridge, PciFunction, PirqRouter};
+        use trapgate_devices::{Line, NoLine};
+
+        let line = || Arc::new(NoLine) as Arc<dyn Line>;
+        let router = PirqRouter::new(std::array::from_fn(|_| line()), (0..16).map(|_| line()).collect());
+        let routes = IsaBridge::new(router).config().read(0x60, 4).to_le_bytes();
+        assert_eq!(routes, layout::PCI_IRQS);
+        assert_eq!(layout::pci_line(layout::ISA_BRIDGE, 0), 0, "INTA# of device 1 is PIRQA");
+        assert_eq!(layout::pci_line(2, 3), 0);
+    }
 }
