@@ -11,13 +11,22 @@ use trapgate_x86::model::X86_64_V2;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut args = std::env::args().skip(1);
-    let kernel = std::fs::read(args.next().ok_or("usage: boot KERNEL [INITRD [COMMAND LINE [EXPECTED TEXT]]]")?)?;
+    let kernel =
+        std::fs::read(args.next().ok_or("usage: boot KERNEL [INITRD [COMMAND LINE [EXPECTED TEXT]]]")?)?;
     let initrd = args.next().map(std::fs::read).transpose()?;
     let command_line = args.next().unwrap_or_else(|| "console=ttyS0".into());
     let expect = args.next();
     let mut seen = Vec::new();
     let clock = if std::env::var_os("REAL").is_some() { ClockKind::Real } else { ClockKind::Virtual };
-    let config = Config { memory: 512 << 20, model: X86_64_V2, clock, seed: 1, debug_console: false, debug_exit: false, epoch_seconds: 1_700_000_000 };
+    let config = Config {
+        memory: 512 << 20,
+        model: X86_64_V2,
+        clock,
+        seed: 1,
+        debug_console: false,
+        debug_exit: false,
+        epoch_seconds: 1_700_000_000,
+    };
     let payload = Payload {
         kernel: &kernel,
         initrd: initrd.as_deref(),

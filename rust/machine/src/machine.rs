@@ -3,14 +3,14 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use trapgate_devices::{BusError, Nanos};
+use trapgate_devices::Nanos;
 use trapgate_engine::memory::{MemoryError, Region};
 use trapgate_engine::state::Processor;
 use trapgate_engine::{Engine, Exit as EngineExit, GuestMemory, Requests, Unsupported, Vcpu};
 use trapgate_x86::features::Features;
 use trapgate_x86::model::{Dynamic, Model, Topology};
 
-use crate::board::{Parts, PcBoard, PcPlatform};
+use crate::board::{BoardError, Parts, PcBoard, PcPlatform};
 use crate::boot::{self, BootError, BootImage, BootRequest, Decompression, MemoryMap, Protocol};
 use crate::clock::{Clock, ClockKind, TSC_HZ};
 use crate::console::Console;
@@ -53,7 +53,7 @@ pub enum MachineError {
     #[error(transparent)]
     Memory(#[from] MemoryError),
     #[error("the board cannot be wired: {0}")]
-    Board(#[from] BusError),
+    Board(#[from] BoardError),
 }
 
 /// How far to run.

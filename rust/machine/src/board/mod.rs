@@ -14,13 +14,19 @@ use trapgate_devices::apic::{
     TscClock,
 };
 use trapgate_devices::debug::{DebugConsole, DebugExit};
+use trapgate_devices::dma::{DMA_PAGES, DMA_SECOND, Dma};
 use trapgate_devices::hpet::{Hpet, HpetLines};
 use trapgate_devices::i8042::I8042;
 use trapgate_devices::line::{Selector, Splitter};
+use trapgate_devices::pci::{
+    HostBridge, IsaBridge, PIRQ_FIRST_PIN, PciAddress, PciError, PciFunction, PciHost, PirqRouter,
+    PowerManagement, PowerManagementConfig, Regions,
+};
 use trapgate_devices::pic::{PicInput, PicPair};
 use trapgate_devices::pit::Pit;
 use trapgate_devices::port61::Port61;
 use trapgate_devices::rtc::{Rtc, RtcConfig};
+use trapgate_devices::system::{CoprocessorError, Port92, SmBus};
 use trapgate_devices::uart::Uart;
 use trapgate_devices::{Bus, BusError, Device, Line, MachineControl, Nanos, NoLine, PhysAddr, Port, lock};
 use trapgate_engine::Requests;
@@ -35,13 +41,22 @@ use crate::signal::Signal;
 
 pub(crate) use platform::PcPlatform;
 
+/// Why the board cannot be wired.
+#[derive(Debug, thiserror::Error)]
+pub enum BoardError {
+    #[error(transparent)]
+    Bus(#[from] BusError),
+    #[error(transparent)]
+    Pci(#[from] PciError),
+}
+
 type Chip = Arc<Mutex<dyn Device>>;
 
 /// The chips of one machine and the buses they are on.
 #[derive(Debug)]
 pub struct PcBoard {
-    pub ports: Bus<Port>,
-    pub memory: Bus<PhysAddr>,
+    pub ports: Arc<Bus<Port>>,
+    pub memory: Arc<Bus<PhysAddr>>,
     /// Every chip once, in a fixed order: for deadlines, reset and state.
     chips: Vec<Chip>,
     pub(crate) pic: Arc<Mutex<PicPair>>,
@@ -123,9 +138,9 @@ fn isa_line(pic: &Arc<Mutex<PicPair>>, io_apic: &Arc<Mutex<IoApic>>, irq: u8) ->
 
 impl PcBoard {
     /// Builds and wires the board.
-    pub(crate) fn new(parts: &Parts<'_>) -> Result<Self, BusError> {
-        let ports = Bus::new();
-        let memory = Bus::new();
+    pub(crate) fn new(parts: &Parts<'_>) -> Result<Self, BoardError> {
+        let ports = Arc::new(Bus::new());
+        let memory = Arc::new(Bus::new());
         let interrupts = Interrupts::new(parts);
         let mut chips: Vec<Chip> = Vec::new();
         timers(parts, &interrupts, &ports, &memory, &mut chips)?;
@@ -135,6 +150,7 @@ impl PcBoard {
         chips.push(Arc::clone(&com1) as _);
         power(parts, &interrupts, &ports, &mut chips)?;
         keyboard(parts, &interrupts, &ports, &mut chips)?;
+        chipset(parts, &interrupts, &ports, &memory, &mut chips)?;
         debug_ports(parts, &ports, &mut chips)?;
         let Interrupts { pic, io_apic, local_apic, apic_port } = interrupts;
         ports.insert(Port(layout::PIC_1), 2, &pic, 0)?;
@@ -145,7 +161,17 @@ impl PcBoard {
         chips.push(Arc::clone(&pic) as _);
         chips.push(Arc::clone(&io_apic) as _);
         chips.push(Arc::clone(&local_apic) as _);
-        Ok(PcBoard { ports, memory, chips, pic, local_apic, apic_port, com1, io_apic, served: AtomicU64::new(0) })
+        Ok(PcBoard {
+            ports,
+            memory,
+            chips,
+            pic,
+            local_apic,
+            apic_port,
+            com1,
+            io_apic,
+            served: AtomicU64::new(0),
+        })
     }
 
     /// The earliest time at which a chip changes an output by itself.
@@ -260,8 +286,50 @@ fn keyboard(
     let lines = (interrupts.isa(layout::IRQ_KEYBOARD), interrupts.isa(layout::IRQ_MOUSE));
     let chip = Arc::new(Mutex::new(I8042::new(control, lines.0, lines.1, NoLine::new())));
     ports.insert(Port(layout::KEYBOARD_DATA), 1, &chip, 0)?;
-    ports.insert(Port(layout::KEYBOARD_COMMAND), 1, &chip, 1)?;
+    ports.insert(Port(layout::KEYBOARD_COMMAND), 1, &chip, 4)?;
     chips.push(chip as _);
+    Ok(())
+}
+
+/// The PCI host bridge with the chipset's functions, and the small ISA system ports.
+fn chipset(
+    parts: &Parts<'_>,
+    interrupts: &Interrupts,
+    ports: &Arc<Bus<Port>>,
+    memory: &Arc<Bus<PhysAddr>>,
+    chips: &mut Vec<Chip>,
+) -> Result<(), BoardError> {
+    let control = || Arc::clone(parts.signal) as Arc<dyn MachineControl>;
+    let pin = |n: u8| IoApicInput::new(&interrupts.io_apic, n);
+    let pic = (0..16).map(|irq| PicInput::new(&interrupts.pic, irq)).collect();
+    let first = PIRQ_FIRST_PIN;
+    let router = PirqRouter::new([pin(first), pin(first + 1), pin(first + 2), pin(first + 3)], pic);
+    let mut host = PciHost::new(ports, memory, control());
+    let none = || Regions::default();
+    let mut isa = IsaBridge::new(router);
+    // What firmware does: routes the four PCI lines to 8259 inputs (route registers 60h to 63h).
+    for (register, irq) in (0x60..).zip(layout::PCI_IRQS) {
+        isa.write_config(register, 1, u32::from(irq), 0);
+    }
+    let places = PowerManagementConfig { pm_base: layout::PM_BASE, smbus_base: layout::SMBUS };
+    let slot = |function| PciAddress::new(layout::CHIPSET_SLOT, function);
+    host.insert(PciAddress::new(0, 0), Arc::new(Mutex::new(HostBridge::new())), none())?;
+    host.insert(slot(0), Arc::new(Mutex::new(isa)), none())?;
+    host.insert(slot(3), Arc::new(Mutex::new(PowerManagement::new(places))), none())?;
+    let host = Arc::new(Mutex::new(host));
+    ports.insert(Port(layout::PCI_ADDRESS), 8, &host, 0)?;
+    let smbus = Arc::new(Mutex::new(SmBus::new()));
+    ports.insert(Port(layout::SMBUS), SmBus::LENGTH, &smbus, 0)?;
+    let dma = Arc::new(Mutex::new(Dma::new()));
+    ports.insert(Port(layout::DMA_1), 16, &dma, 0)?;
+    ports.insert(Port(layout::POST_CODE), 16, &dma, DMA_PAGES)?;
+    ports.insert(Port(layout::DMA_2), 32, &dma, DMA_SECOND)?;
+    let port92 = Arc::new(Mutex::new(Port92::new(control(), NoLine::new())));
+    ports.insert(Port(layout::PORT_92), 1, &port92, 0)?;
+    let coprocessor = CoprocessorError::new(interrupts.isa(layout::IRQ_COPROCESSOR));
+    let coprocessor = Arc::new(Mutex::new(coprocessor));
+    ports.insert(Port(layout::COPROCESSOR), 1, &coprocessor, 0)?;
+    chips.extend([host as Chip, smbus as _, dma as _, port92 as _, coprocessor as _]);
     Ok(())
 }
 
