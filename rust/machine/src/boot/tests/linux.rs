@@ -205,7 +205,7 @@ fn bad_elf_files_are_refused() {
     assert!(fails(&at(0)).contains("interrupt vectors"));
     let twice = [text.clone(), load(0x100_0002, b"text")];
     assert!(fails(&elf(true, 0x100_0000, &twice, &[])).contains("overlap at 0x1000002"));
-    assert!(fails(&elf(true, 0x200_0000, &[text.clone()], &[])).contains("entry point"));
+    assert!(fails(&elf(true, 0x200_0000, std::slice::from_ref(&text), &[])).contains("entry point"));
     assert!(fails(&elf(true, 0, &[], &[])).contains("entry point"));
     let shrunk = Load { memsz: 1, ..text.clone() };
     assert!(fails(&elf(true, 0x100_0000, &[shrunk], &[])).contains("damaged"));
