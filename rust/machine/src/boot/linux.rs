@@ -2,11 +2,16 @@
 //!
 //! A bzImage is a decompressor with the kernel, an ELF file, compressed inside. The kernel is started directly, at the
 //! physical address it was linked for, when everything that its decompressor would have done is known to come to the
-//! same: no relocation is then needed, since randomising the load address is optional and off when the loader does not
-//! set KASLR_FLAG (the guest then runs as with `nokaslr`; who wants it randomised lets the guest decompress); five-level paging is chosen by the decompressor alone and stays off; the boot parameters are made here
-//! and need no sanitising; and the kernel clears its own BSS. The entry conditions (flat segments, identity map, RSI) are
-//! the same at both entries. Protocols older than 2.12 predate the 64-bit entry's documentation: those decompress in the
-//! guest.
+//! same:
+//!
+//! - no relocation is needed, since randomising the load address is optional and off when the loader does not set
+//!   KASLR_FLAG; the guest runs as with `nokaslr`, and who wants it randomised lets the guest decompress;
+//! - five-level paging is chosen by the decompressor alone and stays off;
+//! - the boot parameters are made here and need no sanitising;
+//! - the kernel clears its own BSS;
+//! - the entry conditions (flat segments, identity map, RSI) are the same at both entries.
+//!
+//! Protocols older than 2.12 predate the 64-bit entry's documentation: those kernels decompress in the guest.
 
 use std::sync::Arc;
 
