@@ -137,7 +137,7 @@ impl Hpet {
             timer.next = due.checked_add(passed);
         } else if timer.config & BITS_32 != 0 {
             // A 32-bit comparator matches again each time the low half of the counter comes round.
-            timer.next = due.checked_add(((ticks - due >> 32) + 1) << 32);
+            timer.next = due.checked_add((((ticks - due) >> 32) + 1) << 32);
         } else {
             timer.next = None;
         }
@@ -312,6 +312,8 @@ impl Device for Hpet {
         if size >= 4 && offset % 4 == 0 {
             let shift = 8 * (offset & 7);
             self.write_register(offset & !7, value << shift, all_ones(size) << shift, now);
+            // The comparator may have been set to the counter's very value.
+            self.advance(now);
         }
     }
 

@@ -30,6 +30,7 @@ impl Line for NoLine {
 
 impl NoLine {
     /// An unconnected line, ready to hand to a chip.
+    #[expect(clippy::new_ret_no_self, reason = "a line is only ever held as one")]
     pub fn new() -> Arc<dyn Line> {
         Arc::new(NoLine)
     }
@@ -79,6 +80,7 @@ pub struct Splitter(Vec<Arc<dyn Line>>);
 
 impl Splitter {
     /// Drives all of `lines`.
+    #[expect(clippy::new_ret_no_self, reason = "a line is only ever held as one")]
     pub fn new(lines: Vec<Arc<dyn Line>>) -> Arc<dyn Line> {
         Arc::new(Splitter(lines))
     }

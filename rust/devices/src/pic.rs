@@ -343,6 +343,7 @@ pub struct PicInput {
 
 impl PicInput {
     /// The line of request `irq`, 0 to 15.
+    #[expect(clippy::new_ret_no_self, reason = "a line is only ever held as one")]
     pub fn new(pic: &Arc<Mutex<PicPair>>, irq: u8) -> Arc<dyn Line> {
         Arc::new(PicInput { pic: Arc::clone(pic), irq })
     }

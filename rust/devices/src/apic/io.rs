@@ -201,6 +201,7 @@ pub struct IoApicInput {
 
 impl IoApicInput {
     /// The line into `pin`.
+    #[expect(clippy::new_ret_no_self, reason = "a line is only ever held as one")]
     pub fn new(chip: &Arc<Mutex<IoApic>>, pin: u8) -> Arc<dyn Line> {
         Arc::new(IoApicInput { chip: Arc::clone(chip), pin })
     }

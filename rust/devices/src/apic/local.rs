@@ -503,7 +503,7 @@ impl LocalApic {
 
     /// IA32_APIC_BASE and the state machine of SDM 3A, figure 11-27.
     fn write_base(&mut self, value: u64) -> Result<(), Gp> {
-        let address = (1u64 << self.config.physical_bits.clamp(32, 52)) - 1 & !0xFFF;
+        let address = ((1u64 << self.config.physical_bits.clamp(32, 52)) - 1) & !0xFFF;
         let modes = BASE_ENABLE | if self.config.x2apic { BASE_X2APIC } else { 0 };
         let (old, new) =
             (self.registers.base & (BASE_ENABLE | BASE_X2APIC), value & (BASE_ENABLE | BASE_X2APIC));

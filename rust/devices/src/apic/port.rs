@@ -375,6 +375,7 @@ pub struct LocalPin {
 
 impl LocalPin {
     /// LINT0 (the 8259A's INTR on a PC) for `pin` 0, LINT1 (NMI) for 1.
+    #[expect(clippy::new_ret_no_self, reason = "a line is only ever held as one")]
     pub fn new(port: &Arc<ApicPort>, pin: usize) -> Arc<dyn Line> {
         Arc::new(LocalPin { port: Arc::clone(port), pin })
     }

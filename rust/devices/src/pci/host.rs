@@ -219,9 +219,15 @@ impl Device for PciHost {
         if !addresses.eq(self.slots.iter().map(|slot| slot.address)) {
             return Err(damaged(KIND, "its functions are not this board's"));
         }
-        self.reset.restore(&record.reset)?;
-        for (slot, (_, _, state)) in self.slots.iter().zip(&record.functions) {
-            lock(&slot.function).restore(state)?;
+        let before: Vec<State> = self.slots.iter().map(|slot| lock(&slot.function).save()).collect();
+        let states = record.functions.iter().map(|(_, _, state)| state);
+        let restored =
+            self.slots.iter().zip(states).try_for_each(|(slot, state)| lock(&slot.function).restore(state));
+        if let Err(error) = restored.and_then(|()| self.reset.restore(&record.reset)) {
+            for (slot, state) in self.slots.iter().zip(&before) {
+                lock(&slot.function).restore(state)?;
+            }
+            return Err(error);
         }
         self.address = record.address & ADDRESS;
         (0..self.slots.len()).for_each(|index| self.map(index));

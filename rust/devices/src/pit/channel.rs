@@ -308,5 +308,6 @@ fn from_bcd(value: u16) -> u32 {
 }
 
 fn to_bcd(value: u16) -> u16 {
-    value / 1000 % 10 << 12 | value / 100 % 10 << 8 | value / 10 % 10 << 4 | value % 10
+    let digit = |unit: u16| value / unit % 10;
+    digit(1000) << 12 | digit(100) << 8 | digit(10) << 4 | digit(1)
 }

@@ -33,7 +33,7 @@ pub struct Pit {
 
 /// The tick that `now` falls into. 2^64 ns are 2.2e16 ticks, far inside an i64.
 fn tick(now: Nanos) -> i64 {
-    CLOCK.ticks(now).cast_signed()
+    CLOCK.ticks(now) as i64
 }
 
 impl Pit {

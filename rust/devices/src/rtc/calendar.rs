@@ -15,7 +15,7 @@ pub(super) struct Format {
 impl Format {
     fn encode(self, value: i64) -> u8 {
         let value = value.rem_euclid(100) as u8;
-        if self.binary { value } else { value / 10 << 4 | value % 10 }
+        if self.binary { value } else { ((value / 10) << 4) | (value % 10) }
     }
 
     fn decode(self, value: u8) -> i64 {
