@@ -141,8 +141,8 @@ impl Cursor<'_> {
 impl Layout {
     /// Scans the instruction at the start of `bytes`, of which at most 15 are looked at.
     ///
-    /// [`DecodeError::Invalid`] is returned as soon as the opcode is known to exist in no CPU model in this mode, before the
-    /// rest is fetched.
+    /// An opcode that no CPU model has is [`DecodeError::Invalid`] as soon as it is read, since it has no layout. What
+    /// another mode has is laid out first, as processors do: with the end of a page in it, the fetch faults before #UD.
     pub fn scan(bytes: &[u8], bits: Bits) -> Result<Layout, DecodeError> {
         let mut cursor = Cursor { bytes, at: 0 };
         let mut layout = Layout::empty(bits);
@@ -159,12 +159,7 @@ impl Layout {
                 ATTRIBUTES[0][usize::from(opcode)]
             }
         };
-        let mode = match bits {
-            Bits::B16 => 1,
-            Bits::B32 => 2,
-            Bits::B64 => 4,
-        };
-        if attributes & mode << attribute::MODES_SHIFT == 0 {
+        if attributes == 0 {
             return Err(DecodeError::Invalid);
         }
         if attributes & attribute::MODRM != 0 {
@@ -172,6 +167,14 @@ impl Layout {
         }
         layout.scan_immediates(&mut cursor, attributes)?;
         layout.len = cursor.at as u8;
+        let mode = match bits {
+            Bits::B16 => 1,
+            Bits::B32 => 2,
+            Bits::B64 => 4,
+        };
+        if attributes & mode << attribute::MODES_SHIFT == 0 || layout.is_refused() {
+            return Err(DecodeError::Invalid);
+        }
         Ok(layout)
     }
 
@@ -270,13 +273,18 @@ impl Layout {
         }
         self.opcode = opcode;
         self.opcode_at = (cursor.at - 1) as u8;
-        Ok(ATTRIBUTES[self.map as usize][usize::from(opcode)])
+        // The three-byte maps are uniform, so that even their undefined opcodes have a layout.
+        Ok(match (ATTRIBUTES[self.map as usize][usize::from(opcode)], self.map) {
+            (0, Map::M0f38) => attribute::MODRM,
+            (0, Map::M0f3a) => attribute::MODRM | attribute::BYTE,
+            (attributes, _) => attributes,
+        })
     }
 
     /// VEX and EVEX are #UD after 66, F2, F3, LOCK and REX (SDM vol. 2, 2.3.2 to 2.3.4).
-    fn refuse_prefixes(&self) -> Result<(), DecodeError> {
+    fn is_refused(&self) -> bool {
         let refused = Prefixes::OPSIZE | Prefixes::REP | Prefixes::REPNE | Prefixes::LOCK | Prefixes::REX;
-        if self.prefixes.intersects(refused) { Err(DecodeError::Invalid) } else { Ok(()) }
+        self.prefixes.intersects(Prefixes::VEX | Prefixes::EVEX) && self.prefixes.intersects(refused)
     }
 
     /// Takes W, R, X, B; outside 64-bit mode only W has a meaning.
@@ -288,7 +296,6 @@ impl Layout {
 
     /// After C4 or C5.
     fn scan_vex(&mut self, cursor: &mut Cursor<'_>, first: u8) -> Result<u16, DecodeError> {
-        self.refuse_prefixes()?;
         self.prefixes |= Prefixes::VEX;
         let byte = cursor.next()?;
         let (map, rex, last) = if first == 0xc5 {
@@ -312,7 +319,6 @@ impl Layout {
 
     /// After 62. No row describes EVEX; the layout follows from the map alone (SDM vol. 2, 2.7).
     fn scan_evex(&mut self, cursor: &mut Cursor<'_>) -> Result<u16, DecodeError> {
-        self.refuse_prefixes()?;
         self.prefixes |= Prefixes::EVEX;
         let (first, second, third) = (cursor.next()?, cursor.next()?, cursor.next()?);
         let map = first & 7;
@@ -434,11 +440,13 @@ mod tests {
         assert_eq!(Layout::scan(&long[..14], Bits::B64), Err(DecodeError::Truncated));
         assert_eq!(scan(&long[1..], Bits::B64).len, 15);
         assert_eq!(Layout::scan(&[0x0f, 0x04], Bits::B64), Err(DecodeError::Invalid));
-        assert_eq!(
-            Layout::scan(&[0x9a], Bits::B64),
-            Err(DecodeError::Invalid),
-            "before its operand is fetched"
-        );
+        let fault = |bytes: &[u8]| Layout::scan(bytes, Bits::B64).unwrap_err();
+        assert_eq!(fault(&[0x9a]), DecodeError::Truncated, "laid out before it is refused");
+        assert_eq!(fault(&[0x9a, 1, 2, 3, 4, 5, 6]), DecodeError::Invalid);
+        assert_eq!(fault(&[0x06]), DecodeError::Invalid);
+        assert_eq!(fault(&[0x66, 0xc5, 0xf8, 0x28]), DecodeError::Truncated);
+        assert_eq!(fault(&[0x66, 0xc5, 0xf8, 0x28, 0xc0]), DecodeError::Invalid);
+        assert_eq!(fault(&[0x0f, 0x3a, 0xff, 0xc0]), DecodeError::Truncated);
         assert_eq!(Layout::scan(&[0x9a], Bits::B32), Err(DecodeError::Truncated));
         assert_eq!(Layout::scan(&[], Bits::B16), Err(DecodeError::Truncated));
     }

@@ -2,6 +2,7 @@
 pub mod class;
 pub mod columns;
 pub mod decode;
+pub mod enumerate;
 pub mod exception;
 pub mod facts;
 pub mod features;

@@ -3,7 +3,7 @@
 mod support;
 
 use iced_x86::{Decoder, DecoderOptions, Instruction, RflagsBits};
-use support::{Disagreements, MODES, hex, opcode_space, vex_space};
+use support::{Disagreements, MODES, Noise, hex, opcode_space, vex_space};
 use trapgate_x86::class::class;
 use trapgate_x86::columns::{Row, decode_rows};
 use trapgate_x86::decode::decode;
@@ -127,10 +127,15 @@ fn compare_columns(bytes: &[u8; 16], bits: Bits, features: &Features, found: &mu
 
 #[test]
 fn bulk_decode_agrees_with_full_decode() {
-    let mut found = Disagreements::default();
+    let (mut found, mut noise) = (Disagreements::default(), Noise(1));
     for bits in MODES {
-        opcode_space(bits, |bytes| compare_columns(bytes, bits, &X86_64_V2.features, &mut found));
-        vex_space(bits, |bytes| compare_columns(bytes, bits, &Features::all(), &mut found));
+        // A quarter of the space, which by noise.
+        opcode_space(bits, |bytes| {
+            if noise.next() & 3 == 0 {
+                compare_columns(bytes, bits, &X86_64_V2.features, &mut found);
+                compare_columns(bytes, bits, &Features::all(), &mut found);
+            }
+        });
     }
     found.assert_none();
 }

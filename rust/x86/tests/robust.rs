@@ -1,0 +1,163 @@
+//! Any bytes, cut anywhere: the decoder never panics, asks for more only while more can help, and looks at 15 bytes at most.
+//! The checks are functions of bytes, so that a fuzzer can drive them as well.
+
+mod support;
+
+use proptest::prelude::*;
+use support::{MODES, Noise, hex, opcode_space};
+use trapgate_x86::columns::{Row, decode_columns};
+use trapgate_x86::decode::{decode, decode_layout};
+use trapgate_x86::facts::{facts, text};
+use trapgate_x86::features::Features;
+use trapgate_x86::insn::{Bits, DecodeError};
+use trapgate_x86::layout::{Layout, MAX_LENGTH};
+use trapgate_x86::model::X86_64_V2;
+
+/// What must hold for every byte string.
+fn check(bytes: &[u8], bits: Bits, features: &Features) {
+    let whole = decode(bytes, bits, features);
+    match whole {
+        Ok(insn) => {
+            assert!((1..=bytes.len().min(MAX_LENGTH)).contains(&usize::from(insn.len)));
+            let exact = &bytes[..usize::from(insn.len)];
+            assert_eq!(decode(exact, bits, features), whole, "what follows matters: {}", hex(bytes));
+            for end in 0..exact.len() {
+                let cut = decode(&exact[..end], bits, features);
+                assert_eq!(cut, Err(DecodeError::Truncated), "{} cut at {end}", hex(exact));
+            }
+            check_layout(exact, bits, features);
+        }
+        Err(DecodeError::Truncated) => assert!(bytes.len() < MAX_LENGTH, "{}", hex(bytes)),
+        Err(DecodeError::TooLong) => assert!(bytes.len() >= MAX_LENGTH, "{}", hex(bytes)),
+        Err(DecodeError::Invalid) => {
+            let mut longer = bytes.to_vec();
+            longer.extend([0x90; 4]);
+            assert_eq!(decode(&longer, bits, features), Err(DecodeError::Invalid), "{}", hex(bytes));
+        }
+    }
+}
+
+/// The parts that the layout names follow each other and fill the instruction.
+fn check_layout(bytes: &[u8], bits: Bits, features: &Features) {
+    let layout = Layout::scan(bytes, bits).expect("decoded above");
+    assert_eq!(decode_layout(bytes, &layout, features), decode(bytes, bits, features));
+    assert!(layout.head <= layout.opcode_at);
+    assert_eq!(bytes[usize::from(layout.opcode_at)], layout.opcode);
+    let mut end = layout.opcode_at + 1;
+    let parts = [
+        (layout.modrm_at, u8::from(layout.modrm_at != 0)),
+        (layout.sib_at, u8::from(layout.sib_at != 0)),
+        (layout.disp_at, layout.disp_size),
+        (layout.imm_at, layout.imm_size),
+        (layout.imm2_at, layout.imm2_size),
+    ];
+    for (at, size) in parts {
+        if size != 0 {
+            assert_eq!(at, end, "{layout:?}");
+            end += size;
+        }
+    }
+    assert_eq!(end, layout.len, "{layout:?}");
+}
+
+/// Bulk rows cover the code.
+fn check_columns(code: &[u8], bits: Bits) {
+    let mut next = 0;
+    for row in decode_columns(code, bits, &X86_64_V2.features) {
+        assert_eq!(row.offset, next);
+        assert!(row.length >= 1);
+        assert!(row.mnemonic < Row::TRUNCATED || row.length == 1);
+        next += u64::from(row.length);
+    }
+    assert_eq!(next, code.len() as u64);
+}
+
+fn bits() -> impl Strategy<Value = Bits> {
+    prop::sample::select(MODES.to_vec())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 20_000, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn random_bytes(bytes in prop::collection::vec(any::<u8>(), 0..24), bits in bits()) {
+        check(&bytes, bits, &Features::all());
+        check(&bytes, bits, &X86_64_V2.features);
+    }
+
+    #[test]
+    fn random_bytes_after_prefixes(
+        prefixes in prop::collection::vec(
+            prop::sample::select(vec![0x66u8, 0x67, 0xf0, 0xf2, 0xf3, 0x2e, 0x64, 0x41, 0x48, 0x4f]), 0..16),
+        rest in prop::collection::vec(any::<u8>(), 0..18),
+        bits in bits(),
+    ) {
+        check(&[prefixes, rest].concat(), bits, &Features::all());
+    }
+
+    #[test]
+    fn text_and_facts_of_anything(bytes in prop::collection::vec(any::<u8>(), 0..18), bits in bits(), ip in any::<u64>()) {
+        let facts = facts(&bytes, bits, ip);
+        prop_assert_eq!(facts.map(|facts| facts.text), text(&bytes, bits, ip));
+    }
+
+    #[test]
+    fn random_code(code in prop::collection::vec(any::<u8>(), 0..400), bits in bits()) {
+        check_columns(&code, bits);
+    }
+}
+
+#[test]
+fn every_encoding_cut_anywhere() {
+    // One in thirty of the space, which one by noise, so that each opcode and prefix is met.
+    let mut noise = Noise(1);
+    for bits in MODES {
+        opcode_space(bits, |bytes| {
+            if noise.next() % 30 == 0 {
+                check(bytes, bits, &Features::all());
+            }
+        });
+    }
+}
+
+#[test]
+fn fifteen_bytes_and_no_more() {
+    // Prefixes before an instruction that they do not change the validity of.
+    let bodies: [&[u8]; 5] =
+        [&[0x90], &[0x01, 0xd8], &[0x0f, 0xaf, 0xc3], &[0x81, 0xc0, 1, 2, 3, 4], &[0xc5, 0xf8, 0x28, 0xc1]];
+    for body in bodies {
+        for bits in [Bits::B32, Bits::B64] {
+            let padded = |count: usize| [vec![0x3e; count], body.to_vec()].concat();
+            let longest = MAX_LENGTH - body.len();
+            assert_eq!(decode(&padded(longest), bits, &Features::all()).map(|insn| insn.len), Ok(15));
+            assert_eq!(decode(&padded(longest + 1), bits, &Features::all()), Err(DecodeError::TooLong));
+        }
+    }
+}
+
+#[test]
+fn what_the_model_does_not_offer_is_undefined_or_older() {
+    let v2 = &X86_64_V2.features;
+    let op = |bytes: &[u8]| decode(bytes, Bits::B64, v2).map(|insn| insn.op.name());
+    assert_eq!(op(&[0xf3, 0x0f, 0xbc, 0xc0]), Ok("bsf"));
+    assert_eq!(op(&[0xf3, 0x0f, 0xbd, 0xc0]), Ok("bsr"));
+    assert_eq!(op(&[0xf3, 0x0f, 0xb8, 0xc0]), Ok("popcnt"));
+    assert_eq!(op(&[0xf3, 0x0f, 0x1e, 0xfa]), Ok("nop"), "endbr64");
+    assert_eq!(op(&[0xf3, 0x48, 0x0f, 0x1e, 0xc8]), Ok("nop"), "rdsspq");
+    assert_eq!(op(&[0xf3, 0x90]), Ok("pause"));
+    assert_eq!(op(&[0x0f, 0x0d, 0x08]), Ok("prefetch"));
+    assert_eq!(op(&[0x0f, 0x38, 0xf0, 0x00]), Err(DecodeError::Invalid), "movbe");
+    assert_eq!(op(&[0xc5, 0xf8, 0x28, 0xc0]), Err(DecodeError::Invalid), "vmovaps");
+    assert_eq!(op(&[0x0f, 0xc7, 0xf8]), Err(DecodeError::Invalid), "rdseed");
+    assert_eq!(op(&[0x0f, 0x01, 0xca]), Err(DecodeError::Invalid), "clac");
+    assert_eq!(op(&[0x0f, 0x01, 0xc1]), Err(DecodeError::Invalid), "vmcall");
+    assert_eq!(op(&[0x0f, 0x01, 0xc8]), Err(DecodeError::Invalid), "monitor");
+    assert_eq!(op(&[0x0f, 0xc7, 0x20]), Err(DecodeError::Invalid), "xsavec");
+    assert_eq!(op(&[0x62, 0xf1, 0x7c, 0x48, 0x28, 0xc0]), Err(DecodeError::Invalid), "EVEX");
+    let all = |bytes: &[u8]| decode(bytes, Bits::B64, &Features::all()).map(|insn| insn.op.name());
+    assert_eq!(all(&[0xf3, 0x0f, 0xbc, 0xc0]), Ok("tzcnt"));
+    assert_eq!(all(&[0xf3, 0x0f, 0x1e, 0xfa]), Ok("endbr64"));
+    let none = |bytes: &[u8]| decode(bytes, Bits::B64, &Features::empty()).map(|insn| insn.op.name());
+    assert_eq!(none(&[0x0f, 0x05]), Err(DecodeError::Invalid), "syscall");
+    assert_eq!(none(&[0x01, 0xc0]), Ok("add"));
+}
