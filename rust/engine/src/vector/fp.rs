@@ -20,7 +20,6 @@ pub mod mxcsr {
     pub const UM: u32 = UE << MASK_SHIFT;
     pub const MASKS: u32 = FLAGS << MASK_SHIFT;
     pub const RC_SHIFT: u32 = 13;
-    pub const RC: u32 = 3 << RC_SHIFT;
     pub const FZ: u32 = 0x8000;
 }
 

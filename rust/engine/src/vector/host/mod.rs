@@ -16,8 +16,8 @@ mod sse;
 mod x87;
 
 use super::fp::{
-    Arith, Convert, Estimate, Form, FpUnit, SseResult, X87Arith, X87Binary, X87Result, X87Source, X87Stored, X87Target,
-    X87Unary,
+    Arith, Convert, Estimate, Form, FpUnit, SseResult, X87Arith, X87Binary, X87Result, X87Source, X87Stored,
+    X87Target, X87Unary,
 };
 use super::soft::SoftFp;
 use super::state::F80;
@@ -44,7 +44,11 @@ impl Default for HostFp {
 /// Runs the operation on the host with all exceptions masked; if that may differ from what the guest's masks ask for,
 /// in software.
 #[inline(always)]
-fn masked_or_soft(mxcsr: u32, run: impl FnOnce() -> SseResult, soft: impl FnOnce() -> SseResult) -> SseResult {
+fn masked_or_soft(
+    mxcsr: u32,
+    run: impl FnOnce() -> SseResult,
+    soft: impl FnOnce() -> SseResult,
+) -> SseResult {
     use super::fp::mxcsr::{FLAGS, MASK_SHIFT, MASKS, UM};
     if mxcsr & MASKS == MASKS {
         return run();

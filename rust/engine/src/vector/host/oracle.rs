@@ -7,7 +7,7 @@ use trapgate_x86::insn::{Bits, Insn, Operand};
 use trapgate_x86::op::Op;
 
 use super::super::sample::Random;
-use super::super::{Control, FpUnit, VectorState, eflags, execute, is_vector};
+use super::super::{Control, FpUnit, SoftFp, VectorState, eflags, execute, is_vector};
 use super::HostFp;
 use super::mock::{Memory, Mock, hex, image_differences, random_state, to_image};
 use super::silicon::{Context, Page};
@@ -203,4 +203,16 @@ fn x87_agrees_with_the_processor() {
     let mut oracle = Oracle::new();
     all_x87(&mut oracle, &HostFp::new(), |_| true, 400);
     oracle.finish(83);
+}
+
+/// The portable unit under the same test, but for what it is only near in.
+#[test]
+fn the_portable_unit_agrees_with_the_processor() {
+    use Op::*;
+    let mut oracle = Oracle::new();
+    let exact = |op| !matches!(op, Rcpps | Rcpss | Rsqrtps | Rsqrtss);
+    all_sse(&mut oracle, &SoftFp, exact, 4);
+    let exact = |op| !matches!(op, F2xm1 | Fcos | Fpatan | Fptan | Fsin | Fsincos | Fyl2x | Fyl2xp1);
+    all_x87(&mut oracle, &SoftFp, exact, 100);
+    oracle.finish(330);
 }

@@ -57,7 +57,11 @@ impl Frame {
     }
 
     fn result(&self, codes: u16) -> X87Result {
-        X87Result { value: F80::from_bytes(self.bytes(self.result)), pushed: None, status: self.status(codes) }
+        X87Result {
+            value: F80::from_bytes(self.bytes(self.result)),
+            pushed: None,
+            status: self.status(codes),
+        }
     }
 
     /// The result of an operation that may have pushed a second value: TOP, 0 after FNINIT, tells how deep the stack is.
@@ -237,8 +241,12 @@ pub(super) fn unary(op: X87Unary, a: F80, fcw: u16) -> X87Result {
         X87Unary::Sin => on_top!(frame, "fsin").result(fsw::C1 | fsw::C2),
         X87Unary::Cos => on_top!(frame, "fcos").result(fsw::C1 | fsw::C2),
         X87Unary::TwoToXMinus1 => on_top!(frame, "f2xm1").result(fsw::C1),
-        X87Unary::SinCos => of_any_depth!(frame, ["fld tbyte ptr [{f}]"], "fsincos").results(1, fsw::C1 | fsw::C2),
-        X87Unary::PartialTangent => of_any_depth!(frame, ["fld tbyte ptr [{f}]"], "fptan").results(1, fsw::C1 | fsw::C2),
+        X87Unary::SinCos => {
+            of_any_depth!(frame, ["fld tbyte ptr [{f}]"], "fsincos").results(1, fsw::C1 | fsw::C2)
+        }
+        X87Unary::PartialTangent => {
+            of_any_depth!(frame, ["fld tbyte ptr [{f}]"], "fptan").results(1, fsw::C1 | fsw::C2)
+        }
         X87Unary::Extract => of_any_depth!(frame, ["fld tbyte ptr [{f}]"], "fxtract").results(1, fsw::C1),
     }
 }

@@ -14,10 +14,16 @@ const GREATEST: i32 = 16383;
 /// What a double extended operand stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Extended {
-    Zero { sign: bool },
+    Zero {
+        sign: bool,
+    },
     Finite(Number),
-    Infinite { sign: bool },
-    Nan { signaling: bool },
+    Infinite {
+        sign: bool,
+    },
+    Nan {
+        signaling: bool,
+    },
     /// Pseudo-NaNs, pseudo-infinities and unnormals: invalid operands since the 387 (SDM vol. 1, 8.2.2).
     Unsupported,
 }
@@ -33,7 +39,9 @@ pub(super) struct Operand {
 impl From<F80> for Operand {
     fn from(bits: F80) -> Operand {
         let (sign, exponent, significand) = (bits.sign(), i32::from(bits.exponent()), bits.significand);
-        let finite = |exponent| Extended::Finite(Number::from_integer(sign, significand.into(), exponent - 16383 - 63));
+        let finite = |exponent| {
+            Extended::Finite(Number::from_integer(sign, significand.into(), exponent - 16383 - 63))
+        };
         let value = match (exponent, significand) {
             (0, 0) => Extended::Zero { sign },
             // Pseudo-denormals have the integer bit and the same exponent.
@@ -93,7 +101,10 @@ fn pack(sign: bool, exponent: i32, significand: u64) -> F80 {
 
 /// The same value; a pseudo-denormal becomes the normal number it is.
 pub(super) fn canonical(bits: F80) -> F80 {
-    F80 { sign_exponent: bits.sign_exponent | u16::from(bits.exponent() == 0 && bits.significand >> 63 != 0), ..bits }
+    F80 {
+        sign_exponent: bits.sign_exponent | u16::from(bits.exponent() == 0 && bits.significand >> 63 != 0),
+        ..bits
+    }
 }
 
 pub(super) fn zero(sign: bool) -> F80 {
@@ -243,6 +254,12 @@ fn larger(a: F80, b: F80) -> F80 {
     match a.significand.cmp(&b.significand) {
         std::cmp::Ordering::Greater => a,
         std::cmp::Ordering::Less => b,
-        std::cmp::Ordering::Equal => if a.sign() { b } else { a },
+        std::cmp::Ordering::Equal => {
+            if a.sign() {
+                b
+            } else {
+                a
+            }
+        }
     }
 }

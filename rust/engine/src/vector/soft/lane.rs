@@ -88,7 +88,9 @@ impl Layout {
 
     /// The pattern of a significand with exactly the precision's bits.
     pub(super) fn pack(self, sign: bool, exponent: i32, significand: u64) -> u64 {
-        self.zero(sign) | ((exponent + self.bias()) as u64) << self.fraction | significand & self.fraction_mask()
+        self.zero(sign)
+            | ((exponent + self.bias()) as u64) << self.fraction
+            | significand & self.fraction_mask()
     }
 }
 
@@ -166,7 +168,11 @@ impl Exceptions {
             Fit::Huge { rounded, .. } => {
                 // An unmasked overflow reports whether the significand was rounded; a masked one always lost something.
                 self.raise(OE | inexact(rounded.inexact || self.masked(OE)));
-                if rounding.overflows_to_infinity(sign) { layout.infinity(sign) } else { layout.largest(sign) }
+                if rounding.overflows_to_infinity(sign) {
+                    layout.infinity(sign)
+                } else {
+                    layout.largest(sign)
+                }
             }
             Fit::Tiny { normal, denormal, .. } => {
                 if !self.masked(UE) {
@@ -232,7 +238,9 @@ impl Exceptions {
 
     fn multiply(&mut self, layout: Layout, (a, va): (u64, Value), (b, vb): (u64, Value)) -> u64 {
         let sign = (a ^ b) & layout.sign_bit() != 0;
-        if let (Value::Zero { .. }, Value::Infinite { .. }) | (Value::Infinite { .. }, Value::Zero { .. }) = (va, vb) {
+        if let (Value::Zero { .. }, Value::Infinite { .. }) | (Value::Infinite { .. }, Value::Zero { .. }) =
+            (va, vb)
+        {
             return self.invalid(layout);
         }
         self.denormals(layout, a, b);
@@ -273,7 +281,13 @@ impl Exceptions {
     }
 
     /// The order of two values, none if a NaN is among them, which is invalid if `signals` or if it is a signaling one.
-    pub(super) fn order(&mut self, layout: Layout, a: u64, b: u64, signals: bool) -> Option<std::cmp::Ordering> {
+    pub(super) fn order(
+        &mut self,
+        layout: Layout,
+        a: u64,
+        b: u64,
+        signals: bool,
+    ) -> Option<std::cmp::Ordering> {
         let (a, b) = (self.source(layout, a), self.source(layout, b));
         let (va, vb) = (layout.unpack(a), layout.unpack(b));
         let nan = |value| matches!(value, Value::Nan { signaling } if signaling || signals);

@@ -130,7 +130,8 @@ impl Number {
         let (high, rest) = (a / b, (a % b) << 64);
         let (low, rest) = (rest / b, rest % b);
         let quotient = high << 64 | low;
-        let mut result = Number::from_integer(self.sign ^ other.sign, quotient, self.exponent - other.exponent - 127);
+        let mut result =
+            Number::from_integer(self.sign ^ other.sign, quotient, self.exponent - other.exponent - 127);
         result.significand |= u128::from(rest != 0);
         result
     }

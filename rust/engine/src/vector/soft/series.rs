@@ -3,7 +3,7 @@
 
 use super::number::Number;
 
-/// Terms below this power of two of the sum are left out.
+/// Terms smaller than the sum by this power of two end a series.
 const NEGLIGIBLE: i32 = 126;
 
 pub(super) const ONE: Number = Number { sign: false, exponent: 0, significand: 1 << 127 };
@@ -75,15 +75,17 @@ impl Number {
     }
 }
 
-/// Adds terms that `next` makes from their number (from 1 on) and the term before, until they are negligible.
+/// Adds terms that `next` makes from their number (from 1 on) and the term before, until they are negligible. The first
+/// that is negligible still counts: it tells on which side of the sum the truth lies.
 fn sum(first: Number, mut next: impl FnMut(u32, Number) -> Number) -> Number {
     let (mut sum, mut term) = (first, first);
     for k in 1..200 {
         term = next(k, term);
-        if term.exponent < sum.exponent - NEGLIGIBLE {
+        let negligible = term.exponent < sum.exponent - NEGLIGIBLE;
+        sum = sum.plus(term);
+        if negligible {
             break;
         }
-        sum = sum.plus(term);
     }
     sum
 }
@@ -176,7 +178,8 @@ pub(super) fn atan2(y: Number, x: Number) -> Number {
     let steep = y.magnitude_cmp(x).is_gt();
     let ratio = if steep { x.over(y) } else { y.over(x) };
     // The nearest eighth.
-    let eighths = if ratio.exponent < -4 { 0 } else { ((ratio.significand >> (123 - ratio.exponent)) + 1) >> 1 };
+    let eighths =
+        if ratio.exponent < -4 { 0 } else { ((ratio.significand >> (123 - ratio.exponent)) + 1) >> 1 };
     let angle = match eighths {
         0 => odd_powers(ratio, true),
         k => {

@@ -146,7 +146,8 @@ fn resize(exceptions: &mut Exceptions, from: Layout, to: Layout, value: u64) -> 
             }
             // The payload keeps its most significant bits.
             let sign = to.zero(if from == SINGLE { value >> 31 != 0 } else { value >> 63 != 0 });
-            let payload = if from == SINGLE { (value & 0x7f_ffff) << 29 } else { (value & 0xf_ffff_ffff_ffff) >> 29 };
+            let payload =
+                if from == SINGLE { (value & 0x7f_ffff) << 29 } else { (value & 0xf_ffff_ffff_ffff) >> 29 };
             to.quiet(sign | to.infinity(false) | payload)
         }
         Value::Finite(number) => {

@@ -158,7 +158,9 @@ fn y_log2_x_plus_1(unit: &mut Unit, y: Operand, x: Operand) -> F80 {
             unit.denormals(&[y]);
             zero(sign)
         }
-        (Extended::Infinite { .. }, Extended::Zero { .. }) | (Extended::Infinite { sign: true }, _) => unit.invalid(),
+        (Extended::Infinite { .. }, Extended::Zero { .. }) | (Extended::Infinite { sign: true }, _) => {
+            unit.invalid()
+        }
         (Extended::Infinite { .. }, _) | (Extended::Finite(_), Extended::Infinite { .. }) => {
             unit.denormals(&[x, y]);
             infinity(sign)

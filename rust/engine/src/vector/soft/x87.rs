@@ -54,7 +54,8 @@ fn add(unit: &mut Unit, a: Operand, b: Operand) -> F80 {
 fn multiply(unit: &mut Unit, a: Operand, b: Operand) -> F80 {
     let sign = a.bits.sign() != b.bits.sign();
     match (a.value, b.value) {
-        (Extended::Zero { .. }, Extended::Infinite { .. }) | (Extended::Infinite { .. }, Extended::Zero { .. }) => {
+        (Extended::Zero { .. }, Extended::Infinite { .. })
+        | (Extended::Infinite { .. }, Extended::Zero { .. }) => {
             return unit.invalid();
         }
         _ => unit.denormals(&[a, b]),
@@ -69,7 +70,8 @@ fn multiply(unit: &mut Unit, a: Operand, b: Operand) -> F80 {
 fn divide(unit: &mut Unit, a: Operand, b: Operand) -> F80 {
     let sign = a.bits.sign() != b.bits.sign();
     match (a.value, b.value) {
-        (Extended::Zero { .. }, Extended::Zero { .. }) | (Extended::Infinite { .. }, Extended::Infinite { .. }) => {
+        (Extended::Zero { .. }, Extended::Zero { .. })
+        | (Extended::Infinite { .. }, Extended::Infinite { .. }) => {
             return unit.invalid();
         }
         (Extended::Finite(_), Extended::Zero { .. }) => {
@@ -324,7 +326,13 @@ fn scale(unit: &mut Unit, a: Operand, b: Operand) -> F80 {
         (Extended::Finite(number), Extended::Finite(by)) => {
             let by = match by.to_integer(Rounding::Truncate) {
                 Some((magnitude, _)) => magnitude.min(0x1_0000) as i32 * if by.sign { -1 } else { 1 },
-                None => if by.sign { -0x1_0000 } else { 0x1_0000 },
+                None => {
+                    if by.sign {
+                        -0x1_0000
+                    } else {
+                        0x1_0000
+                    }
+                }
             };
             unit.round(Number { exponent: number.exponent + by, ..number }, 64)
         }
