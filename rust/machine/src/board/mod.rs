@@ -28,7 +28,7 @@ use trapgate_devices::port61::Port61;
 use trapgate_devices::rtc::{Rtc, RtcConfig};
 use trapgate_devices::system::{CoprocessorError, Port92, SmBus};
 use trapgate_devices::uart::Uart;
-use trapgate_devices::{Bus, BusError, Device, Line, MachineControl, Nanos, NoLine, PhysAddr, Port, lock};
+use trapgate_devices::{Bus, BusError, ByteSink, Device, Line, MachineControl, Nanos, NoLine, PhysAddr, Port, lock};
 use trapgate_engine::Requests;
 use trapgate_x86::features::Features;
 use trapgate_x86::model::Model;
@@ -52,18 +52,37 @@ pub enum BoardError {
 
 type Chip = Arc<Mutex<dyn Device>>;
 
+/// Every chip once, in a fixed order: for reset and state.
+#[derive(Debug, Default)]
+struct Chips {
+    all: Vec<Chip>,
+    /// Those of them that change an output by themselves; asked for their deadline after every access to a device.
+    timed: Vec<Chip>,
+}
+
+impl Chips {
+    fn add<D: Device + 'static>(&mut self, chip: Arc<Mutex<D>>) {
+        self.all.push(chip);
+    }
+
+    fn add_timed<D: Device + 'static>(&mut self, chip: Arc<Mutex<D>>) {
+        self.timed.push(Arc::clone(&chip) as Chip);
+        self.all.push(chip);
+    }
+}
+
 /// The chips of one machine and the buses they are on.
 #[derive(Debug)]
 pub struct PcBoard {
     pub ports: Arc<Bus<Port>>,
     pub memory: Arc<Bus<PhysAddr>>,
-    /// Every chip once, in a fixed order: for deadlines, reset and state.
-    chips: Vec<Chip>,
+    chips: Chips,
     pub(crate) pic: Arc<Mutex<PicPair>>,
     pub(crate) local_apic: Arc<Mutex<LocalApic>>,
     /// The part of the local APIC that needs no lock.
     pub(crate) apic_port: Arc<ApicPort>,
     pub(crate) com1: Arc<Mutex<Uart>>,
+    pub(crate) power: Arc<Mutex<AcpiPm>>,
     io_apic: Arc<Mutex<IoApic>>,
     /// Count at which the run loop last served the chips.
     served: AtomicU64,
@@ -80,6 +99,14 @@ pub(crate) struct Parts<'a> {
     pub epoch_seconds: i64,
     pub debug_console: Option<&'a Arc<Console>>,
     pub debug_exit: bool,
+}
+
+/// The other end of a serial line that nothing is plugged into.
+#[derive(Debug)]
+struct Unplugged;
+
+impl ByteSink for Unplugged {
+    fn put(&mut self, _byte: u8) {}
 }
 
 /// Tells the vCPU that its local APIC has something for it.
@@ -142,13 +169,17 @@ impl PcBoard {
         let ports = Arc::new(Bus::new());
         let memory = Arc::new(Bus::new());
         let interrupts = Interrupts::new(parts);
-        let mut chips: Vec<Chip> = Vec::new();
+        let mut chips = Chips::default();
         timers(parts, &interrupts, &ports, &memory, &mut chips)?;
         let com1 = Uart::new(parts.console.sink(), interrupts.isa(layout::IRQ_COM1));
         let com1 = Arc::new(Mutex::new(com1));
         ports.insert(Port(layout::COM1), 8, &com1, 0)?;
-        chips.push(Arc::clone(&com1) as _);
-        power(parts, &interrupts, &ports, &mut chips)?;
+        chips.add_timed(Arc::clone(&com1));
+        let com2 = Uart::new(Box::new(Unplugged), interrupts.isa(layout::IRQ_COM2));
+        let com2 = Arc::new(Mutex::new(com2));
+        ports.insert(Port(layout::COM2), 8, &com2, 0)?;
+        chips.add_timed(com2);
+        let power = power(parts, &interrupts, &ports, &mut chips)?;
         keyboard(parts, &interrupts, &ports, &mut chips)?;
         chipset(parts, &interrupts, &ports, &memory, &mut chips)?;
         debug_ports(parts, &ports, &mut chips)?;
@@ -158,9 +189,9 @@ impl PcBoard {
         ports.insert(Port(layout::ELCR), 2, &pic, 4)?;
         let size = layout::IO_APIC.end - layout::IO_APIC.start;
         memory.insert(PhysAddr(layout::IO_APIC.start), size, &io_apic, 0)?;
-        chips.push(Arc::clone(&pic) as _);
-        chips.push(Arc::clone(&io_apic) as _);
-        chips.push(Arc::clone(&local_apic) as _);
+        chips.add(Arc::clone(&pic));
+        chips.add(Arc::clone(&io_apic));
+        chips.add_timed(Arc::clone(&local_apic));
         Ok(PcBoard {
             ports,
             memory,
@@ -169,6 +200,7 @@ impl PcBoard {
             local_apic,
             apic_port,
             com1,
+            power,
             io_apic,
             served: AtomicU64::new(0),
         })
@@ -176,12 +208,12 @@ impl PcBoard {
 
     /// The earliest time at which a chip changes an output by itself.
     pub fn deadline(&self) -> Option<Nanos> {
-        self.chips.iter().filter_map(|chip| lock(chip).deadline()).min()
+        self.chips.timed.iter().filter_map(|chip| lock(chip).deadline()).min()
     }
 
     /// Brings every chip whose time has come up to `now`.
     pub fn advance(&self, now: Nanos) {
-        for chip in &self.chips {
+        for chip in &self.chips.timed {
             let mut chip = lock(chip);
             if chip.deadline().is_some_and(|due| due <= now) {
                 chip.advance(now);
@@ -191,20 +223,25 @@ impl PcBoard {
 
     /// What the reset line of the board does.
     pub fn reset(&self, now: Nanos) {
-        for chip in &self.chips {
+        for chip in &self.chips.all {
             lock(chip).reset(now);
         }
     }
 
     /// State records of all chips, in their fixed order.
     pub fn save(&self) -> Vec<trapgate_devices::State> {
-        self.chips.iter().map(|chip| lock(chip).save()).collect()
+        self.chips.all.iter().map(|chip| lock(chip).save()).collect()
     }
 
     /// An ISA interrupt line (0 to 15) for a device that the user adds; lines that the board's own chips drive are
     /// theirs.
     pub fn irq_line(&self, irq: u8) -> Arc<dyn Line> {
         isa_line(&self.pic, &self.io_apic, irq & 15)
+    }
+
+    /// Presses the power button: the guest gets an ACPI event and decides.
+    pub fn press_power_button(&self) {
+        lock(&self.power).press_power_button();
     }
 
     /// The run loop has looked at the chips: no timer calls for it again before the guest has made some headway.
@@ -232,7 +269,7 @@ fn timers(
     interrupts: &Interrupts,
     ports: &Bus<Port>,
     memory: &Bus<PhysAddr>,
-    chips: &mut Vec<Chip>,
+    chips: &mut Chips,
 ) -> Result<(), BusError> {
     let irq0 = Selector::new(interrupts.isa(layout::IRQ_TIMER));
     let irq8 = Selector::new(interrupts.isa(layout::IRQ_RTC));
@@ -256,7 +293,10 @@ fn timers(
     ports.insert(Port(layout::PORT_61), 1, &port61, 0)?;
     ports.insert(Port(layout::RTC), 4, &rtc, 0)?;
     memory.insert(PhysAddr(layout::HPET.start), layout::HPET.end - layout::HPET.start, &hpet, 0)?;
-    chips.extend([pit as Chip, port61 as _, rtc as _, hpet as _]);
+    chips.add_timed(pit);
+    chips.add(port61);
+    chips.add_timed(rtc);
+    chips.add_timed(hpet);
     Ok(())
 }
 
@@ -265,14 +305,14 @@ fn power(
     parts: &Parts<'_>,
     interrupts: &Interrupts,
     ports: &Bus<Port>,
-    chips: &mut Vec<Chip>,
-) -> Result<(), BusError> {
+    chips: &mut Chips,
+) -> Result<Arc<Mutex<AcpiPm>>, BusError> {
     let control = Arc::clone(parts.signal) as Arc<dyn MachineControl>;
     let config = AcpiPmConfig { sci_enabled: true, ..AcpiPmConfig::default() };
     let pm = Arc::new(Mutex::new(AcpiPm::new(config, control, interrupts.isa(layout::IRQ_SCI))));
     ports.insert(Port(layout::PM_BASE), 12, &pm, 0)?;
-    chips.push(pm as _);
-    Ok(())
+    chips.add_timed(Arc::clone(&pm));
+    Ok(pm)
 }
 
 /// The keyboard controller; A20 is always open, as on every board that such guests run on.
@@ -280,14 +320,14 @@ fn keyboard(
     parts: &Parts<'_>,
     interrupts: &Interrupts,
     ports: &Bus<Port>,
-    chips: &mut Vec<Chip>,
+    chips: &mut Chips,
 ) -> Result<(), BusError> {
     let control = Arc::clone(parts.signal) as Arc<dyn MachineControl>;
     let lines = (interrupts.isa(layout::IRQ_KEYBOARD), interrupts.isa(layout::IRQ_MOUSE));
     let chip = Arc::new(Mutex::new(I8042::new(control, lines.0, lines.1, NoLine::new())));
     ports.insert(Port(layout::KEYBOARD_DATA), 1, &chip, 0)?;
     ports.insert(Port(layout::KEYBOARD_COMMAND), 1, &chip, 4)?;
-    chips.push(chip as _);
+    chips.add(chip);
     Ok(())
 }
 
@@ -297,7 +337,7 @@ fn chipset(
     interrupts: &Interrupts,
     ports: &Arc<Bus<Port>>,
     memory: &Arc<Bus<PhysAddr>>,
-    chips: &mut Vec<Chip>,
+    chips: &mut Chips,
 ) -> Result<(), BoardError> {
     let control = || Arc::clone(parts.signal) as Arc<dyn MachineControl>;
     let pin = |n: u8| IoApicInput::new(&interrupts.io_apic, n);
@@ -329,22 +369,26 @@ fn chipset(
     let coprocessor = CoprocessorError::new(interrupts.isa(layout::IRQ_COPROCESSOR));
     let coprocessor = Arc::new(Mutex::new(coprocessor));
     ports.insert(Port(layout::COPROCESSOR), 1, &coprocessor, 0)?;
-    chips.extend([host as Chip, smbus as _, dma as _, port92 as _, coprocessor as _]);
+    chips.add(host);
+    chips.add(smbus);
+    chips.add(dma);
+    chips.add(port92);
+    chips.add(coprocessor);
     Ok(())
 }
 
 /// Ports that no PC has, on request.
-fn debug_ports(parts: &Parts<'_>, ports: &Bus<Port>, chips: &mut Vec<Chip>) -> Result<(), BusError> {
+fn debug_ports(parts: &Parts<'_>, ports: &Bus<Port>, chips: &mut Chips) -> Result<(), BusError> {
     if let Some(console) = parts.debug_console {
         let chip = Arc::new(Mutex::new(DebugConsole::new(console.sink())));
         ports.insert(Port(layout::DEBUG_CONSOLE), 1, &chip, 0)?;
-        chips.push(chip as _);
+        chips.add(chip);
     }
     if parts.debug_exit {
         let control = Arc::clone(parts.signal) as Arc<dyn MachineControl>;
         let chip = Arc::new(Mutex::new(DebugExit::new(control)));
         ports.insert(Port(layout::DEBUG_EXIT), 4, &chip, 0)?;
-        chips.push(chip as _);
+        chips.add(chip);
     }
     Ok(())
 }
