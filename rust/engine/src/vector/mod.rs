@@ -15,7 +15,7 @@ mod fp;
 mod host;
 mod interface;
 mod operand;
-#[cfg(test)]
+#[cfg(all(test, target_arch = "x86_64", target_os = "linux"))]
 mod sample;
 mod save;
 mod soft;

@@ -2,15 +2,15 @@
 //! the few instructions of one assembly block and never outside it. Only this folder may hold `unsafe` code.
 #![allow(unsafe_code)]
 
-#[cfg(test)]
+#[cfg(all(test, target_os = "linux"))]
 mod mock;
-#[cfg(test)]
+#[cfg(all(test, target_os = "linux"))]
 mod oracle;
-#[cfg(test)]
+#[cfg(all(test, target_os = "linux"))]
 mod oracle_save;
-#[cfg(test)]
+#[cfg(all(test, target_os = "linux"))]
 mod oracle_soft;
-#[cfg(test)]
+#[cfg(all(test, target_os = "linux"))]
 mod silicon;
 mod sse;
 mod x87;

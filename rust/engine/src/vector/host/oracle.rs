@@ -7,16 +7,19 @@ use trapgate_x86::insn::{Bits, Insn, Operand};
 use trapgate_x86::op::Op;
 
 use super::super::sample::Random;
-use super::super::{Control, FpUnit, SoftFp, VectorState, eflags, execute, is_vector};
+use super::super::sse;
+use super::super::{Control, FpUnit, SoftFp, VectorException, VectorState, eflags, execute, is_vector};
 use super::HostFp;
 use super::mock::{Memory, Mock, hex, image_differences, random_state, to_image};
-use super::silicon::{Context, Page};
+use super::silicon::{Context, Page, catch_sigfpe};
 
 /// A memory operand is `[rsi]`; MASKMOVDQU's is `[rdi]`, which is the same.
 const RSI: usize = 6;
 const RDI: usize = 7;
 
 struct Oracle {
+    /// Whether SSE exceptions may be unmasked.
+    unmasked: bool,
     page: Page,
     random: Random,
     /// Instructions compared, by operation.
@@ -27,6 +30,7 @@ struct Oracle {
 impl Oracle {
     fn new() -> Oracle {
         Oracle {
+            unmasked: false,
             page: Page::new(),
             random: Random::new(1),
             compared: vec![0; Op::COUNT],
@@ -35,7 +39,11 @@ impl Oracle {
     }
 
     fn state(&mut self) -> VectorState {
-        random_state(&mut self.random)
+        let mut state = random_state(&mut self.random);
+        if self.unmasked {
+            state.mxcsr ^= self.random.bits() as u32 & 0x1f80;
+        }
+        state
     }
 
     fn memory(&mut self, op: Op) -> Memory {
@@ -55,8 +63,8 @@ impl Oracle {
 
     /// Compares `times` executions of the instruction at the start of `bytes`.
     fn check(&mut self, bytes: &[u8], insn: &Insn, unit: &impl FpUnit, times: u32) {
-        self.page.place(&bytes[..usize::from(insn.len)]);
         for _ in 0..times {
+            self.page.place(&bytes[..usize::from(insn.len)]);
             let mut state = self.state();
             let mut memory = self.memory(insn.op);
             let address = &raw const memory as u64;
@@ -79,8 +87,9 @@ impl Oracle {
             let outcome = execute(&mut state, &Control::LONG, unit, insn, &mut mock);
             self.compared[insn.op as usize] += 1;
             let mut differences = Vec::new();
-            if outcome.is_err() {
-                differences.push(format!("fault {outcome:?}"));
+            let expected = if self.page.trapped() { Err(VectorException::SimdError) } else { Ok(()) };
+            if outcome != expected {
+                differences.push(format!("silicon {expected:?}, ours {outcome:?}"));
             }
             differences.extend(image_differences(&to_image(&before.0), &context.fx, &to_image(&state)));
             for i in (0..16).filter(|&i| mock.gpr[i] != context.gpr[i] && i != 4) {
@@ -151,6 +160,11 @@ fn check_encoding(
     }
 }
 
+/// The operations that can raise SSE exceptions.
+fn is_float(op: Op) -> bool {
+    sse::float::handles(op)
+}
+
 /// All opcodes of the 0F, 0F38 and 0F3A maps with each mandatory prefix and REX.W, register and memory forms.
 fn all_sse(oracle: &mut Oracle, unit: &impl FpUnit, wanted: impl Fn(Op) -> bool, times: u32) {
     let modrms = (0..8).flat_map(|reg| [0xc1 | reg << 3, 0x06 | reg << 3]).chain([0xc0, 0xdb, 0xd3]);
@@ -215,4 +229,13 @@ fn the_portable_unit_agrees_with_the_processor() {
     let exact = |op| !matches!(op, F2xm1 | Fcos | Fpatan | Fptan | Fsin | Fsincos | Fyl2x | Fyl2xp1);
     all_x87(&mut oracle, &SoftFp, exact, 100);
     oracle.finish(330);
+}
+
+/// With exceptions unmasked the same instructions trap, and leave the same flags and operands.
+#[test]
+fn unmasked_sse_exceptions_agree_with_the_processor() {
+    catch_sigfpe();
+    let mut oracle = Oracle { unmasked: true, ..Oracle::new() };
+    all_sse(&mut oracle, &HostFp::new(), is_float, 40);
+    oracle.finish(74);
 }

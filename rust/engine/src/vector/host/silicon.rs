@@ -11,6 +11,38 @@ pub(super) struct Page {
 }
 
 const SIZE: usize = 4096;
+/// Where the page says that it is one of these, and that its instruction trapped.
+const MAGIC_AT: usize = 48;
+const MAGIC: u64 = 0x7261_7067_6174_6521;
+const TRAPPED_AT: usize = 56;
+/// Where the signal handler resumes: `mov byte ptr [rip - 15], 1; ret` sets the byte at TRAPPED_AT.
+const ESCAPE_AT: usize = 64;
+const ESCAPE: [u8; 8] = [0xc6, 0x05, 0xf1, 0xff, 0xff, 0xff, 0x01, 0xc3];
+
+/// From now on an instruction in a [`Page`] may raise SIGFPE; it is then abandoned.
+pub(super) fn catch_sigfpe() {
+    extern "C" fn handler(signal: libc::c_int, _: *mut libc::siginfo_t, context: *mut libc::c_void) {
+        // SAFETY: the kernel passes a context of this type to handlers with SA_SIGINFO. The page of the faulting
+        // instruction is mapped, and a code page can be read.
+        unsafe {
+            let registers = &mut (*context.cast::<libc::ucontext_t>()).uc_mcontext.gregs;
+            let rip = &mut registers[libc::REG_RIP as usize];
+            let page = *rip as usize & !(SIZE - 1);
+            if (page as *const u8).add(MAGIC_AT).cast::<u64>().read_volatile() == MAGIC {
+                *rip = (page + ESCAPE_AT) as i64;
+            } else {
+                libc::signal(signal, libc::SIG_DFL);
+            }
+        }
+    }
+    // SAFETY: the handler touches nothing but its own context and the faulting page.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = handler as *const () as usize;
+        action.sa_flags = libc::SA_SIGINFO;
+        assert_eq!(libc::sigaction(libc::SIGFPE, &action, std::ptr::null_mut()), 0);
+    }
+}
 
 impl Page {
     pub(super) fn new() -> Page {
@@ -24,6 +56,12 @@ impl Page {
         self.start as u64
     }
 
+    /// Whether the instruction placed last has raised SIGFPE since.
+    pub(super) fn trapped(&self) -> bool {
+        // SAFETY: the byte is in the page, and the code that writes it has run on this thread.
+        unsafe { self.start.add(TRAPPED_AT).read_volatile() != 0 }
+    }
+
     /// Places an instruction and a return.
     pub(super) fn place(&mut self, instruction: &[u8]) {
         assert!(instruction.len() <= 15);
@@ -31,6 +69,9 @@ impl Page {
         unsafe {
             self.start.copy_from_nonoverlapping(instruction.as_ptr(), instruction.len());
             self.start.add(instruction.len()).write(0xc3);
+            self.start.add(MAGIC_AT).cast::<u64>().write(MAGIC);
+            self.start.add(TRAPPED_AT).write(0);
+            self.start.add(ESCAPE_AT).copy_from_nonoverlapping(ESCAPE.as_ptr(), ESCAPE.len());
         }
     }
 }
@@ -64,8 +105,7 @@ impl Context {
 
     /// # Safety
     /// The instruction must access no memory but what the caller owns exclusively, must not transfer control, touch RSP or
-    /// raise an exception: no x87 exception may be pending and unmasked before a waiting instruction, and SSE exceptions
-    /// must be masked.
+    /// raise an exception, except SIGFPE after [`catch_sigfpe`].
     pub(super) unsafe fn run(&mut self, page: &Page) {
         self.code = page.address();
         // SAFETY: the block saves what it changes and the compiler cannot be told of (RBX, RBP), declares the rest, gives

@@ -296,11 +296,12 @@ fn from_mmx<O: Operands, F: FpUnit>(
         check_pending(state)?;
     }
     let b = source_unaligned(state, ops, src)?;
-    let result = fp.convert(convert, 0, b, state.mxcsr);
-    let value = settle(state, control, result)?;
+    // The transition to MMX comes before a SIMD exception and is not undone.
     if mmx {
         state.x87.enter_mmx();
     }
+    let result = fp.convert(convert, 0, b, state.mxcsr);
+    let value = settle(state, control, result)?;
     // Single results are two lanes, the upper two stay.
     if convert == Convert::DqToPs {
         state.set_low64(reg as u8, value as u64)
@@ -324,9 +325,9 @@ fn to_mmx<O: Operands, F: FpUnit>(
     check_pending(state)?;
     let single = matches!(convert, Convert::PsToDq | Convert::PsToDqTruncated);
     let b = source(state, ops, src)? & if single { u64::MAX.into() } else { u128::MAX };
+    state.x87.enter_mmx();
     let result = fp.convert(convert, 0, b, state.mxcsr);
     let value = settle(state, control, result)?;
-    state.x87.enter_mmx();
     state.x87.set_mmx(reg, value as u64);
     Ok(())
 }
