@@ -37,7 +37,6 @@ const ENABLE: u16 = TIMER_CARRY | GLOBAL | POWER_BUTTON | SLEEP_BUTTON | RTC_ALA
 
 /// PM1 control.
 const SCI_EN: u16 = 1 << 0;
-const GBL_RLS: u16 = 1 << 2;
 const SLP_TYP_SHIFT: u16 = 10;
 const SLP_EN: u16 = 1 << 13;
 const CONTROL: u16 = SCI_EN | 1 << 1 | 7 << SLP_TYP_SHIFT;
@@ -180,16 +179,13 @@ impl AcpiPm {
         }
     }
 
-    /// `new` are the bits just written, of which SLP_EN and GBL_RLS act and are not kept. Sleep states other than soft-off
-    /// are not offered by the DSDT; asking for one does nothing.
+    /// `new` are the bits just written, of which SLP_EN acts and is not kept; GBL_RLS would tell firmware that waits for the
+    /// global lock, and none does. Sleep states other than soft-off are not offered by the DSDT: asking for one does
+    /// nothing.
     fn write_control(&mut self, kept: u16, new: u16) {
         self.registers.control = kept;
         if new & SLP_EN != 0 && kept >> SLP_TYP_SHIFT & 7 == u16::from(SLP_TYP_S5) {
             self.control.power_off();
-        }
-        if new & GBL_RLS != 0 {
-            // The firmware releases the global lock at once, as its SMI handler would.
-            self.registers.status |= GLOBAL;
         }
     }
 }

@@ -20,6 +20,22 @@ impl fmt::Debug for dyn Line + '_ {
     }
 }
 
+/// A part of the wiring that remembers levels. It has no registers, so it is not a [`crate::Device`], but its state belongs
+/// to the board's.
+pub trait Junction: Send + Sync {
+    /// The levels that it remembers.
+    fn save(&self) -> State;
+
+    /// Takes the levels of a record without driving anything.
+    fn restore(&self, state: &State) -> Result<(), StateError>;
+}
+
+impl fmt::Debug for dyn Junction + '_ {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Junction")
+    }
+}
+
 /// A line that leads nowhere.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct NoLine;
@@ -119,14 +135,14 @@ impl WiredOr {
     pub fn level(&self) -> bool {
         *lock(&self.sources) != 0
     }
+}
 
-    /// Which sources are high.
-    pub fn save(&self) -> State {
+impl Junction for WiredOr {
+    fn save(&self) -> State {
         State::encode(Self::KIND, 1, &*lock(&self.sources))
     }
 
-    /// Takes the sources' levels of a record without driving the target.
-    pub fn restore(&self, state: &State) -> Result<(), StateError> {
+    fn restore(&self, state: &State) -> Result<(), StateError> {
         *lock(&self.sources) = state.decode(Self::KIND, 1)?;
         Ok(())
     }
@@ -180,14 +196,14 @@ impl Selector {
     pub fn select(self: &Arc<Self>) -> Arc<dyn Line> {
         Arc::new(SelectorControl(Arc::clone(self)))
     }
+}
 
-    /// The inputs' levels and which one is let through.
-    pub fn save(&self) -> State {
+impl Junction for Selector {
+    fn save(&self) -> State {
         State::encode(Self::KIND, 1, &*lock(&self.state))
     }
 
-    /// Takes the levels of a record without driving the target.
-    pub fn restore(&self, state: &State) -> Result<(), StateError> {
+    fn restore(&self, state: &State) -> Result<(), StateError> {
         *lock(&self.state) = state.decode(Self::KIND, 1)?;
         Ok(())
     }

@@ -3,67 +3,15 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 
-use serde::{Deserialize, Serialize};
-
 use super::port::{
     LVT_LEVEL, LVT_MASKED, LVT_REMOTE_IRR, MODE_HARDWARE, MODE_SOFTWARE, MODE_X2APIC, PortState, highest,
 };
-use super::timer::{Mode, Timer};
+use super::registers::*;
+use super::timer::Mode;
 use super::{ApicBus, ApicPort, Delivery, Destination, Kick, Message, TscClock, byte_destination};
 use crate::{Device, Nanos, PhysAddr, State, StateError, all_ones};
 
 const KIND: &str = "local-apic";
-/// Version 14h (an integrated APIC), six vector table entries, EOI-broadcast suppression (SDM 3A, 11.4.8).
-const VERSION: u32 = 0x0105_0014;
-const DEFAULT_BASE: u64 = 0xFEE0_0000;
-
-const MSR_APIC_BASE: u32 = 0x1B;
-const MSR_TSC_DEADLINE: u32 = 0x6E0;
-const MSR_X2APIC_FIRST: u32 = 0x800;
-const MSR_X2APIC_LAST: u32 = 0x8FF;
-
-/// IA32_APIC_BASE.
-const BASE_BSP: u64 = 1 << 8;
-const BASE_X2APIC: u64 = 1 << 10;
-const BASE_ENABLE: u64 = 1 << 11;
-
-/// Register numbers: offset divided by 16, or MSR minus 800h.
-const ID: u8 = 0x02;
-const VERSION_REGISTER: u8 = 0x03;
-const TPR: u8 = 0x08;
-const APR: u8 = 0x09;
-const PPR: u8 = 0x0A;
-const EOI: u8 = 0x0B;
-const RRD: u8 = 0x0C;
-const LDR: u8 = 0x0D;
-const DFR: u8 = 0x0E;
-const SVR: u8 = 0x0F;
-const ISR: u8 = 0x10;
-const TMR: u8 = 0x18;
-const IRR: u8 = 0x20;
-const ESR: u8 = 0x28;
-const ICR: u8 = 0x30;
-const ICR_HIGH: u8 = 0x31;
-const LVT_TIMER: u8 = 0x32;
-const LVT_ERROR: u8 = 0x37;
-const INITIAL_COUNT: u8 = 0x38;
-const CURRENT_COUNT: u8 = 0x39;
-const DIVIDE: u8 = 0x3E;
-const SELF_IPI: u8 = 0x3F;
-
-const SVR_ENABLE: u32 = 0x100;
-const SVR_NO_EOI_BROADCAST: u32 = 0x1000;
-const SVR_WRITABLE: u32 = SVR_NO_EOI_BROADCAST | SVR_ENABLE | 0xFF;
-
-/// Error status register.
-const ERROR_SENT_VECTOR: u32 = 0x20;
-const ERROR_REGISTER: u32 = 0x80;
-
-/// Entries of the vector table, in register order.
-const TIMER: usize = 0;
-const LINT0: usize = 3;
-const ERROR: usize = 5;
-const LVT_WRITABLE: [u32; 6] = [0x7_00FF, 0x1_07FF, 0x1_07FF, 0x1_A7FF, 0x1_A7FF, 0x1_00FF];
 
 /// A general-protection fault, to be raised by the instruction that accessed the MSR.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -108,40 +56,6 @@ impl Default for LocalApicConfig {
             timer_hz: 25_000_000,
             tsc: TscClock { hz: 1_000_000_000, offset: 0 },
             virtual_wire: false,
-        }
-    }
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Registers {
-    base: u64,
-    tpr: u8,
-    ldr: u32,
-    dfr: u32,
-    svr: u32,
-    isr: [u64; 4],
-    esr: u32,
-    icr: u64,
-    lvt: [u32; 6],
-    timer: Timer,
-    tsc: TscClock,
-}
-
-impl Registers {
-    /// SDM 3A, 11.4.7.1: the state after power-up or reset.
-    fn power_up(base: u64, timer_hz: u64, tsc: TscClock) -> Registers {
-        Registers {
-            base,
-            tpr: 0,
-            ldr: 0,
-            dfr: u32::MAX,
-            svr: 0xFF,
-            isr: [0; 4],
-            esr: 0,
-            icr: 0,
-            lvt: [LVT_MASKED; 6],
-            timer: Timer::new(timer_hz),
-            tsc,
         }
     }
 }

@@ -5,6 +5,7 @@
 mod io;
 mod local;
 mod port;
+mod registers;
 mod timer;
 
 use std::fmt;

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex};
 use serde::{Deserialize, Serialize};
 
 use super::PciAddress;
+use crate::line::Junction;
 use crate::{Line, State, StateError, lock};
 
 const KIND: &str = "pirq-router";
@@ -84,14 +85,14 @@ impl PirqRouter {
             line.set((0..4).any(|pirq| here(pirq) && asserted(pirq)));
         }
     }
+}
 
-    /// Levels and routes.
-    pub fn save(&self) -> State {
+impl Junction for PirqRouter {
+    fn save(&self) -> State {
         State::encode(KIND, 1, &*lock(&self.registers))
     }
 
-    /// Takes levels and routes without driving a line.
-    pub fn restore(&self, state: &State) -> Result<(), StateError> {
+    fn restore(&self, state: &State) -> Result<(), StateError> {
         *lock(&self.registers) = state.decode(KIND, 1)?;
         Ok(())
     }
