@@ -6,13 +6,14 @@ pub mod fault;
 pub mod hooks;
 pub mod interp;
 pub mod memory;
+mod mix;
 pub mod mmu;
 pub mod platform;
 pub mod state;
 pub mod vector;
 
-pub use hooks::{HookEvent, HookId, HookKind};
 pub use exit::{Exit, Unsupported};
+pub use hooks::{HookEvent, HookId, HookKind};
 pub use interp::Engine;
 pub use memory::GuestMemory;
 pub use platform::Platform;

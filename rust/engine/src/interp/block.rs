@@ -5,7 +5,7 @@
 //! and only a real change throws it away, so data beside code costs little.
 
 use std::collections::HashMap;
-use std::hash::{BuildHasherDefault, Hasher};
+use std::hash::BuildHasherDefault;
 
 use trapgate_x86::decode::decode;
 use trapgate_x86::insn::{Bits, DecodeError};
@@ -14,6 +14,7 @@ use super::{Uop, alu, select};
 use crate::fault::Done;
 use crate::hooks::HookKind;
 use crate::memory::PAGE;
+use crate::mix::Mix;
 use crate::mmu::access::Place;
 use crate::state::{NO_PAGE, Vcpu};
 
@@ -63,27 +64,6 @@ struct Jump {
     /// Everything besides the address that a lookup depends on.
     context: u64,
     block: u32,
-}
-
-/// A multiplicative hash: keys are already well spread page offsets.
-#[derive(Default)]
-struct Mix(u64);
-
-impl Hasher for Mix {
-    fn finish(&self) -> u64 {
-        self.0 ^ self.0 >> 32
-    }
-    fn write(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            self.write_u64(u64::from(*byte));
-        }
-    }
-    fn write_u64(&mut self, n: u64) {
-        self.0 = (self.0.rotate_left(5) ^ n).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    }
-    fn write_isize(&mut self, n: isize) {
-        self.write_u64(n as u64);
-    }
 }
 
 /// All blocks of one vCPU.
@@ -216,7 +196,8 @@ impl Cache {
         self.decoded += 1;
         let bytes = code[..len].into();
         let hooked = cpu.hooks.exec && cpu.hooks.covers(HookKind::Exec, linear, linear);
-        let block = Block { key, hooked, uops: uops.into_boxed_slice(), len: len as u16, state, second, bytes };
+        let block =
+            Block { key, hooked, uops: uops.into_boxed_slice(), len: len as u16, state, second, bytes };
         let direct = second.is_none();
         if let Some(&at) = self.index.get(&key) {
             let old = std::mem::replace(&mut self.blocks[at as usize], block);
@@ -299,5 +280,8 @@ fn watch(cpu: &mut Vcpu, host: u64) -> u32 {
 /// Everything besides the address on which a lookup depends, as one number.
 #[inline(always)]
 fn context(cpu: &Vcpu) -> u64 {
-    (cpu.tlb.epoch.wrapping_add(u64::from(cpu.hooks.generation) << 32)) << 4 | u64::from(cpu.user_view) << 3 | u64::from(cpu.mode.flat) << 2 | cpu.mode.bits as u64
+    (cpu.tlb.epoch.wrapping_add(u64::from(cpu.hooks.generation) << 32)) << 4
+        | u64::from(cpu.user_view) << 3
+        | u64::from(cpu.mode.flat) << 2
+        | cpu.mode.bits as u64
 }

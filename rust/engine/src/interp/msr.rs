@@ -130,7 +130,7 @@ impl Vcpu {
         }
         self.efer = value & !efer::LMA | self.efer & efer::LMA;
         if changed & efer::NXE != 0 {
-            self.tlb.flush();
+            self.flush_tlb();
         }
         self.update_mode();
         Ok(())

@@ -49,7 +49,7 @@ impl Vcpu {
             self.efer &= !efer::LMA;
         }
         if changed & (cr0::PG | cr0::WP | cr0::PE | cr0::AM) != 0 {
-            self.tlb.flush();
+            self.flush_tlb();
         }
         self.update_mode();
         self.attention = true;
@@ -74,8 +74,9 @@ impl Vcpu {
 
     pub(crate) fn write_cr3(&mut self, value: u64) -> Done {
         let mut value = value;
+        let mut keep = false;
         if self.mode.long {
-            let keep = value & cr3::NO_FLUSH != 0 && self.cr4 & cr4::PCIDE != 0;
+            keep = value & cr3::NO_FLUSH != 0 && self.cr4 & cr4::PCIDE != 0;
             if keep {
                 value &= !cr3::NO_FLUSH;
             }
@@ -89,7 +90,12 @@ impl Vcpu {
             }
         }
         self.cr3 = value;
-        // Dropping more than asked for is always allowed (SDM vol. 3, 4.10.4.1).
+        let pcid = self.pcid();
+        self.shadow_tables.switch(pcid);
+        if !keep {
+            self.shadow_tables.flush_pcid(pcid);
+        }
+        // The inline TLB has no tags: it is filled again from what stays (SDM vol. 3, 4.10.4.1).
         self.tlb.flush();
         self.end_block();
         Ok(())
@@ -113,7 +119,8 @@ impl Vcpu {
             self.load_pdptes(self.cr3)?;
         }
         self.cr4 = value;
-        self.tlb.flush();
+        self.flush_tlb();
+        self.shadow_tables.switch(self.pcid());
         self.update_mode();
         self.end_block();
         Ok(())
@@ -264,12 +271,12 @@ pub(super) fn invlpg(cpu: &mut Vcpu, u: &Uop) -> Done {
     let ea = cpu.ea(u);
     let segment = if u.segmented { cpu.segment(u.insn.mem.seg).base } else { 0 };
     let linear = ea.wrapping_add(segment);
-    cpu.tlb.flush_page(if cpu.mode.long { linear } else { linear & u64::from(u32::MAX) });
+    cpu.flush_page(if cpu.mode.long { linear } else { linear & u64::from(u32::MAX) });
     cpu.end_block();
     Ok(())
 }
 
-/// INVPCID (SDM vol. 2): all types may drop everything.
+/// INVPCID (SDM vol. 2): one address, one PCID, everything, everything but global pages.
 pub(super) fn invpcid(cpu: &mut Vcpu, u: &Uop) -> Done {
     cpu.require_cpl0()?;
     let kind = if cpu.mode.bits == Bits::B64 { cpu.get_a::<u64>(u) } else { cpu.get_a::<u32>(u) };
@@ -287,11 +294,14 @@ pub(super) fn invpcid(cpu: &mut Vcpu, u: &Uop) -> Done {
     if bad {
         return cpu.protection();
     }
-    if kind == 0 {
-        cpu.tlb.flush_page(address);
-    } else {
-        cpu.tlb.flush();
+    match kind {
+        0 => cpu.shadow_tables.flush_page_of(pcid as u16, address),
+        1 => cpu.shadow_tables.flush_pcid(pcid as u16),
+        2 => cpu.shadow_tables.flush_all(),
+        _ => cpu.shadow_tables.flush_local(),
     }
+    // The inline TLB has no tags: it is filled again from what stays.
+    cpu.tlb.flush();
     cpu.end_block();
     Ok(())
 }

@@ -6,7 +6,7 @@
 use trapgate_x86::exception::Vector;
 use trapgate_x86::features::Features;
 use trapgate_x86::insn::Seg;
-use trapgate_x86::regs::{cr0, cr4, rflags};
+use trapgate_x86::regs::{cr0, cr3, cr4, rflags};
 
 use super::tlb::Rights;
 use super::walk::{self, Access};
@@ -240,7 +240,8 @@ impl Vcpu {
     fn page_is_hooked(&self, linear: u64) -> bool {
         let (first, last) = (linear & !0xfff, linear | 0xfff);
         self.hooks.memory
-            && (self.hooks.covers(HookKind::MemRead, first, last) || self.hooks.covers(HookKind::MemWrite, first, last))
+            && (self.hooks.covers(HookKind::MemRead, first, last)
+                || self.hooks.covers(HookKind::MemWrite, first, last))
     }
 
     /// Tells data breakpoints and memory hooks of an access that was made.
@@ -278,11 +279,20 @@ impl Vcpu {
             smap_off: !system && self.flags.is_set(rflags::AC),
         };
         let paging = self.paging();
+        if let Some(known) = self.shadow_tables.get(linear)
+            && paging.allows(&known, access)
+            && (known.dirty || !access.write)
+        {
+            return Ok(self.enter(linear, &paging, &known, user));
+        }
         match walk::translate(&self.memory, &paging, linear, access) {
-            Ok(mapping) => Ok(self.enter(linear, &paging, &mapping, user)),
+            Ok(mapping) => {
+                self.shadow_tables.insert(linear, mapping);
+                Ok(self.enter(linear, &paging, &mapping, user))
+            }
             Err(fault) => {
                 // A fault is raised by a fresh walk only and takes what was cached of its page with it.
-                self.tlb.flush_page(linear);
+                self.flush_page(linear);
                 self.raise(Exception::page_fault(linear, fault.error))
             }
         }
@@ -381,6 +391,17 @@ impl Vcpu {
             done += n;
         }
         Ok(())
+    }
+
+    /// Drops what is cached of one linear page, as INVLPG does.
+    pub(crate) fn flush_page(&mut self, linear: u64) {
+        self.shadow_tables.flush_page(linear);
+        self.tlb.flush_page(linear);
+    }
+
+    /// The process-context identifier in CR3; 0 while CR4.PCIDE is clear.
+    pub(crate) fn pcid(&self) -> u16 {
+        if self.cr4 & cr4::PCIDE != 0 { (self.cr3 & cr3::PCID) as u16 } else { 0 }
     }
 
     /// The registers that translation depends on.

@@ -38,15 +38,18 @@ pub fn mappings(memory: &GuestMemory, paging: &Paging, most: usize) -> (Vec<Mapp
     let mut list = List { ranges: Vec::new(), most, looked: 0, full: false };
     let top = match paging.format() {
         Format::Off => {
-            return (vec![MappedRange {
-                linear: 0,
-                gpa: 0,
-                len: 1 << 32,
-                user: true,
-                writable: true,
-                executable: true,
-                global: false,
-            }], false);
+            return (
+                vec![MappedRange {
+                    linear: 0,
+                    gpa: 0,
+                    len: 1 << 32,
+                    user: true,
+                    writable: true,
+                    executable: true,
+                    global: false,
+                }],
+                false,
+            );
         }
         Format::Bits32 => Span { shift: 22, count: 1024 },
         Format::Pae => Span { shift: 30, count: 4 },
@@ -129,7 +132,11 @@ impl List {
 }
 
 fn level_of(paging: &Paging, span: Span) -> u8 {
-    if paging.format() == Format::Bits32 { ((span.shift - 12) / 10 + 1) as u8 } else { ((span.shift - 12) / 9 + 1) as u8 }
+    if paging.format() == Format::Bits32 {
+        ((span.shift - 12) / 10 + 1) as u8
+    } else {
+        ((span.shift - 12) / 9 + 1) as u8
+    }
 }
 
 fn below(paging: &Paging, span: Span) -> Span {
@@ -178,12 +185,10 @@ mod tests {
     fn a_walk_shows_each_level() {
         let (memory, paging) = space();
         let walk = walk_steps(&memory, &paging, 0x1234);
-        assert_eq!(walk.steps.iter().map(|s| (s.level, s.entry)).collect::<Vec<_>>(), [
-            (4, 0x2007),
-            (3, 0x3007),
-            (2, 0x4007),
-            (1, 0x6007)
-        ]);
+        assert_eq!(
+            walk.steps.iter().map(|s| (s.level, s.entry)).collect::<Vec<_>>(),
+            [(4, 0x2007), (3, 0x3007), (2, 0x4007), (1, 0x6007)]
+        );
         assert_eq!(walk.result.unwrap().gpa, 0x6234);
         let missing = walk_steps(&memory, &paging, 0x3000);
         assert_eq!((missing.steps.len(), missing.result), (4, Err(Missing::NotPresent)));
@@ -194,16 +199,19 @@ mod tests {
         let (memory, paging) = space();
         let (ranges, more) = mappings(&memory, &paging, 100);
         let short: Vec<_> = ranges.iter().map(|r| (r.linear, r.gpa, r.len, r.executable, r.user)).collect();
-        assert_eq!(short, [
-            (0, 0x5000, 0x2000, true, true),
-            (0x2000, 0x9000, 0x1000, false, true),
-            (0x20_0000, 0x20_0000, 0x20_0000, true, true),
-            (0x4000_0000, 0x4000_0000, 0x4000_0000, true, false),
-            (0xffff_ff80_0000_0000, 0x5000, 0x2000, true, false),
-            (0xffff_ff80_0000_2000, 0x9000, 0x1000, false, false),
-            (0xffff_ff80_0020_0000, 0x20_0000, 0x20_0000, true, false),
-            (0xffff_ff80_4000_0000, 0x4000_0000, 0x4000_0000, true, false),
-        ]);
+        assert_eq!(
+            short,
+            [
+                (0, 0x5000, 0x2000, true, true),
+                (0x2000, 0x9000, 0x1000, false, true),
+                (0x20_0000, 0x20_0000, 0x20_0000, true, true),
+                (0x4000_0000, 0x4000_0000, 0x4000_0000, true, false),
+                (0xffff_ff80_0000_0000, 0x5000, 0x2000, true, false),
+                (0xffff_ff80_0000_2000, 0x9000, 0x1000, false, false),
+                (0xffff_ff80_0020_0000, 0x20_0000, 0x20_0000, true, false),
+                (0xffff_ff80_4000_0000, 0x4000_0000, 0x4000_0000, true, false),
+            ]
+        );
         assert!(!more);
         assert_eq!(mappings(&memory, &paging, 2), (ranges[..2].to_vec(), true));
     }

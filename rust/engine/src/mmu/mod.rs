@@ -2,6 +2,7 @@
 
 pub mod access;
 pub mod inspect;
+pub(crate) mod shadow;
 pub mod tlb;
 pub mod walk;
 

@@ -19,6 +19,7 @@ use crate::exit::Exit;
 use crate::fault::Exception;
 use crate::hooks::{HookEvent, HookId, HookKind, Hooks};
 use crate::memory::GuestMemory;
+use crate::mmu::shadow::Shadow as ShadowTables;
 use crate::mmu::tlb::Tlb;
 use crate::platform::Platform;
 use crate::vector::VectorState;
@@ -127,6 +128,7 @@ pub struct Vcpu {
     pub(crate) mode: Mode,
     pub(crate) user_view: bool,
     pub(crate) tlb: Tlb,
+    pub(crate) shadow_tables: ShadowTables,
     pub(crate) memory: Arc<GuestMemory>,
     pub(crate) platform: Box<dyn Platform>,
     pub(crate) requests: Arc<Requests>,
@@ -218,6 +220,7 @@ impl Vcpu {
             mode: Mode { bits: Bits::B16, long: false, flat: false, rip_mask: 0xffff },
             user_view: false,
             tlb: Tlb::default(),
+            shadow_tables: ShadowTables::default(),
             memory,
             platform,
             requests,
@@ -362,6 +365,7 @@ impl Vcpu {
 
     /// Forgets every cached translation (after a change from outside).
     pub fn flush_tlb(&mut self) {
+        self.shadow_tables.flush_all();
         self.tlb.flush();
     }
 }

@@ -126,7 +126,8 @@ impl Vcpu {
         (self.pending_debug, self.count) = (s.pending_debug, s.count);
         self.flags.set_bits(s.rflags);
         self.update_mode();
-        self.tlb.flush();
+        self.flush_tlb();
+        self.shadow_tables.switch(self.pcid());
         (self.attention, self.recheck, self.interrupt_waiting) = (true, true, true);
         Ok(())
     }
