@@ -25,7 +25,7 @@ class ScriptedCore:
         self.asked: list[tuple[int, int, int, bool]] = []
         self.output = b""
         self.input = b""
-        self.hooks: dict[int, tuple[str, int, int, int]] = {}
+        self.hooks: dict[int, tuple[str, int, int]] = {}
         self.events: list[tuple[int, int, int, int, int]] = []
         self.values = {"rip": 0x1000, "rax": 0xFFFF_FFFF_FFFF_FFFF, "rbx": 0x1122_3344_5566_7788}
         self.icount = 0
@@ -59,9 +59,9 @@ class ScriptedCore:
     def set_register(self, name: str, value: int) -> None:
         self.values[name] = value
 
-    def add_hook(self, kind: str, first: int, last: int, size: int) -> int:
+    def add_hook(self, kind: str, first: int, last: int) -> int:
         number = len(self.hooks) + 100
-        self.hooks[number] = (kind, first, last, size)
+        self.hooks[number] = (kind, first, last)
         return number
 
     def remove_hook(self, number: int) -> None:
@@ -162,7 +162,7 @@ def test_until_an_address_hooks_it_for_the_time_being(vm: VM) -> None:
 
     def hit(core: ScriptedCore) -> tuple[str, int, int]:
         ((number, hook),) = core.hooks.items()
-        assert hook == ("exec", 0x1000, 0x1000, 0)
+        assert hook == ("exec", 0x1000, 0x1000)
         core.events = [(number, 0x1000, 0, 0, 0)]
         return "hook", 0, 0
 
@@ -282,11 +282,12 @@ def test_hooks_are_called_with_their_events_and_removed(vm: VM) -> None:
     core = core_of(vm)
     seen: list[Any] = []
     hook = vm.on.port(0x80, size=1)(seen.append)
-    assert sorted(core.hooks.values()) == [("port_read", 0x80, 0x80, 1), ("port_write", 0x80, 0x80, 1)]
-    first = next(iter(core.hooks))
+    assert sorted(core.hooks.values()) == [("port_read", 0x80, 0x80), ("port_write", 0x80, 0x80)]
+    written = next(number for number, (kind, *_) in core.hooks.items() if kind == "port_write")
 
     def hit(core: ScriptedCore) -> tuple[str, int, int]:
-        core.events = [(first, 0x80, 1, 0x55, 1), (999, 0, 0, 0, 0)]
+        # Of another size, and of a hook that has been removed: neither is called.
+        core.events = [(written, 0x80, 1, 0x55, 0x1000), (written, 0x80, 4, 0, 0), (999, 0, 0, 0, 0)]
         return "hook", 0, 0
 
     core.steps = [hit]

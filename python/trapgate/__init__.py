@@ -16,16 +16,33 @@ if TYPE_CHECKING:
     from trapgate._core import __version__ as __version__
     from trapgate._core import build_info as build_info
     from trapgate.config import Machine as Machine
+    from trapgate.instructions import Instruction as Instruction
+    from trapgate.instructions import decode as decode
+    from trapgate.instructions import decode_columns as decode_columns
     from trapgate.vm import VM as VM
 
-__all__ = ["VM", "Machine", "__version__", "build_info", "errors", "exits", "images"]
+__all__ = [
+    "VM",
+    "Instruction",
+    "Machine",
+    "__version__",
+    "build_info",
+    "decode",
+    "decode_columns",
+    "errors",
+    "exits",
+    "images",
+]
 
 # Public name -> the module it is taken from; a module listed under its own name is exported itself.
 _HOME = {
     "VM": "trapgate.vm",
+    "Instruction": "trapgate.instructions",
     "Machine": "trapgate.config",
     "__version__": "trapgate._core",
     "build_info": "trapgate._core",
+    "decode": "trapgate.instructions",
+    "decode_columns": "trapgate.instructions",
     "errors": "trapgate.errors",
     "exits": "trapgate.exits",
     "images": "trapgate.images",

@@ -3,14 +3,30 @@
 Everything here is thin; `trapgate.vm` and its neighbours give it names, checks and documentation.
 """
 
-from typing import Any, Final, Literal, TypeAlias, final
+from typing import Any, Final, TypeAlias, final
 
-from typing_extensions import Buffer
+from typing_extensions import Buffer as AnyBuffer
+
+__all__ = ["Buffer", "Core", "__version__", "build_info", "decode", "decode_columns", "mnemonics"]
 
 __version__: Final[str]
 
 #: Why a slice ended, with up to two numbers that say more; `trapgate.vm` lists them.
-Outcome: TypeAlias = tuple[str, int, int]
+_Outcome: TypeAlias = tuple[str, int, int]
+
+#: Offset, length, mnemonic, text, class, flags (read, written, undefined), registers (read, written), treatments.
+_Decoded: TypeAlias = tuple[
+    int, int, str, str, Any, tuple[int, int, int], tuple[list[str], list[str]], list[tuple[str, str]]
+]
+
+def decode(code: AnyBuffer, bits: int, address: int, cpu: str) -> list[_Decoded]:
+    """Decode instructions one after the other, with what is known about each."""
+
+def decode_columns(code: AnyBuffer, bits: int, cpu: str) -> Buffer:
+    """Decode code in bulk, without the interpreter lock, into rows of 24 bytes."""
+
+def mnemonics() -> list[str]:
+    """The mnemonics that rows number."""
 
 def build_info() -> dict[str, str]:
     """Give the profile and the host back-ends that this module was built with."""
@@ -33,7 +49,7 @@ class Core:
         debug_console: bool,
         debug_exit: bool,
     ) -> Core: ...
-    def run(self, max_icount: int, deadline: int, milliseconds: int, watch_console: bool) -> Outcome:
+    def run(self, max_icount: int, deadline: int, milliseconds: int, watch_console: bool) -> _Outcome:
         """Run without the interpreter lock until something happens, at most for a number of milliseconds."""
 
     def stop(self) -> None:
@@ -45,52 +61,54 @@ class Core:
     def now(self) -> int:
         """Machine time in nanoseconds."""
 
-    def stats(self) -> dict[str, int]: ...
+    def stats(self) -> dict[str, int]:
+        """Counts of what the machine has done so far."""
+
     def digest(self) -> bytes:
         """Hash registers, RAM and devices."""
 
     def register(self, name: str) -> int: ...
     def set_register(self, name: str, value: int) -> None: ...
-    def register_names(self) -> list[str]: ...
+    @staticmethod
+    def register_names() -> list[str]: ...
     def regions(self) -> list[tuple[int, int]]:
         """Give start and length of each range of RAM."""
 
     def read(self, address: int, size: int) -> bytes: ...
-    def write(self, address: int, data: Buffer) -> None: ...
-    def view(self, address: int, size: int, writable: bool) -> Ram: ...
+    def write(self, address: int, data: AnyBuffer) -> None: ...
+    def view(self, address: int, size: int, writable: bool) -> Buffer: ...
     def written(self, address: int, size: int) -> None:
         """Forget decoded code and cached translations of a range that was written through a view."""
 
     def translate(self, linear: int) -> dict[str, Any]: ...
-    def translate_many(self, linear: Buffer) -> bytes:
+    def translate_many(self, linear: AnyBuffer) -> Buffer:
         """Translate an array of 64-bit addresses into one of physical addresses, all ones where unmapped."""
 
     def mappings(self) -> list[tuple[int, int, int, int]]:
-        """Give linear address, physical address, size and flags of each range that is mapped."""
+        """Give linear address, physical address, size and rights of each range that is mapped."""
 
     def console_take(self) -> bytes:
         """Give what the guest has written to its console since the last call."""
 
-    def console_send(self, data: Buffer) -> None:
-        """Queue input for the guest's console; from any thread."""
+    def console_send(self, data: bytes) -> int:
+        """Queue input for the guest's console, as much as there is room for; from any thread."""
 
     def debug_take(self) -> bytes:
         """Give what the guest has written to the debug console since the last call."""
 
-    def add_hook(self, kind: HookKind, first: int, last: int, size: int) -> int: ...
+    def add_hook(self, kind: str, first: int, last: int) -> int: ...
     def remove_hook(self, hook: int) -> None: ...
     def take_events(self) -> list[tuple[int, int, int, int, int]]:
-        """Give the hooks that were hit, in order: the hook and four numbers that say more."""
+        """Give the hooks that were hit, in order: the hook, address, size, value and the instruction that did it."""
 
-    def attach(self, space: Literal["ports", "mmio"], base: int, size: int, device: object) -> None: ...
-    def set_irq(self, line: int, level: bool) -> None: ...
+    def attach(self, space: str, base: int, size: int, device: object) -> None:
+        """Put a device written in Python on "ports" or, as "mmio", into the address space."""
 
-HookKind: TypeAlias = Literal[
-    "exec", "mem_read", "mem_write", "port_read", "port_write", "interrupt", "cpuid"
-]
+    def set_irq(self, line: int, level: bool) -> None:
+        """Raise or lower an interrupt line of the ISA bus; from any thread."""
 
 @final
-class Ram:
-    """A range of guest RAM as a buffer; it keeps the memory alive."""
+class Buffer:
+    """A range of bytes as a buffer; it keeps what it shows alive."""
 
     def __buffer__(self, flags: int, /) -> memoryview: ...

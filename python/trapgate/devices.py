@@ -34,7 +34,7 @@ class Line:
 
     def __init__(self, core: Core, number: int) -> None:
         self._core = core
-        #: The number of the line, as the ISA bus counts them.
+        #: The number of the line on the ISA bus.
         self.number = number
 
     def set(self, level: bool) -> None:

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Generic, Self, TypeVar
+from typing import TYPE_CHECKING, Generic, Literal, Self, TypeAlias, TypeVar
 
 from trapgate.errors import ConfigError, StateError
 
 if TYPE_CHECKING:
-    from trapgate._core import Core, HookKind
+    from trapgate._core import Core
 
 __all__ = ["CpuidEvent", "ExecEvent", "Hook", "Hooks", "InterruptEvent", "MemoryEvent", "PortEvent"]
 
@@ -48,6 +48,8 @@ class PortEvent:
     size: int
     value: int
     write: bool
+    #: The instruction that did it.
+    rip: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,12 +69,28 @@ class CpuidEvent:
 
     leaf: int
     subleaf: int
+    rip: int
 
 
 E = TypeVar("E")
 
-# What the core gives with a hit: four numbers.
-_Numbers = tuple[int, int, int, int]
+#: What the core can watch.
+HookKind: TypeAlias = Literal[
+    "exec", "mem_read", "mem_write", "port_read", "port_write", "interrupt", "cpuid"
+]
+
+
+@dataclass(frozen=True)
+class _Hit:
+    """What the core says of any event."""
+
+    kind: HookKind
+    #: Linear address, port, vector or leaf.
+    at: int
+    size: int
+    #: What was read or written, the error code, or the subleaf.
+    value: int
+    rip: int
 
 
 class Hook(Generic[E]):
@@ -88,11 +106,10 @@ class Hook(Generic[E]):
         kinds: tuple[HookKind, ...],
         first: int,
         last: int,
-        size: int,
-        make: Callable[[_Numbers], E],
+        make: Callable[[_Hit], E | None],
     ) -> None:
         self._hooks = hooks
-        self._place = (kinds, first, last, size)
+        self._place = (kinds, first, last)
         self._make = make
         self._ids: list[int] = []
         #: What is called with each event.
@@ -121,14 +138,17 @@ class Hook(Generic[E]):
     def _install(self) -> None:
         if self._ids:
             raise StateError("this hook is installed already")
-        kinds, first, last, size = self._place
+        kinds, first, last = self._place
         for kind in kinds:
-            self._ids.append(self._hooks._add(self, kind, first, last, size))
+            self._ids.append(self._hooks._add(self, kind, first, last))
 
-    def _hit(self, numbers: _Numbers) -> None:
+    def _hit(self, hit: _Hit) -> None:
+        event = self._make(hit)
+        if event is None:
+            return
         self.hits += 1
         if self.callback is not None:
-            self.callback(self._make(numbers))
+            self.callback(event)
 
 
 class Hooks:
@@ -136,19 +156,19 @@ class Hooks:
 
     def __init__(self, core: Core) -> None:
         self._core = core
-        self._installed: dict[int, Hook[object]] = {}
+        self._installed: dict[int, tuple[HookKind, Hook[object]]] = {}
 
     def exec(self, first: int, last: int | None = None) -> Hook[ExecEvent]:
         """Before the instruction at linear address `first`, or before each one from `first` to `last`."""
-        return self._make(("exec",), first, last, 0, lambda n: ExecEvent(rip=n[0]))
+        return self._make(("exec",), first, last, lambda hit: ExecEvent(rip=hit.at))
 
     def mem_read(self, first: int, last: int | None = None) -> Hook[MemoryEvent]:
         """After an instruction read any byte of the linear addresses `first` to `last`."""
-        return self._make(("mem_read",), first, last, 0, lambda n: _memory(n, write=False))
+        return self._make(("mem_read",), first, last, _memory)
 
     def mem_write(self, first: int, last: int | None = None) -> Hook[MemoryEvent]:
         """After an instruction wrote any byte of the linear addresses `first` to `last`."""
-        return self._make(("mem_write",), first, last, 0, lambda n: _memory(n, write=True))
+        return self._make(("mem_write",), first, last, _memory)
 
     def port(self, first: int, last: int | None = None, *, size: int = 0) -> Hook[PortEvent]:
         """After an access to the I/O ports `first` to `last`, of any size or of `size` bytes."""
@@ -158,42 +178,45 @@ class Hooks:
             raise ConfigError(f"{first:#x} to {last:#x} are not I/O ports; they go up to 0xffff")
         if size not in {0, 1, 2, 4}:
             raise ConfigError(f"an I/O access has 1, 2 or 4 bytes, not {size}")
-        return self._make(
-            ("port_read", "port_write"),
-            first,
-            last,
-            size,
-            lambda n: PortEvent(port=n[0], size=n[1], value=n[2], write=bool(n[3])),
-        )
+
+        def make(hit: _Hit) -> PortEvent | None:
+            if size not in {0, hit.size}:
+                return None
+            return PortEvent(
+                port=hit.at, size=hit.size, value=hit.value, write=hit.kind == "port_write", rip=hit.rip
+            )
+
+        return self._make(("port_read", "port_write"), first, last, make)
 
     def interrupt(self, vector: int | None = None) -> Hook[InterruptEvent]:
         """After an interrupt or exception was delivered: one vector, or all."""
         if vector is not None and not 0 <= vector <= 255:
             raise ConfigError(f"{vector} is not an interrupt vector; they go up to 255")
         first, last = (0, 255) if vector is None else (vector, vector)
-        return self._make(("interrupt",), first, last, 0, _interrupt)
+        return self._make(("interrupt",), first, last, _interrupt)
 
     def cpuid(self, leaf: int | None = None) -> Hook[CpuidEvent]:
         """After a CPUID instruction: one leaf, or all."""
         first, last = (0, 0xFFFF_FFFF) if leaf is None else (leaf, leaf)
-        return self._make(("cpuid",), first, last, 0, lambda n: CpuidEvent(leaf=n[0], subleaf=n[1]))
+        return self._make(
+            ("cpuid",), first, last, lambda hit: CpuidEvent(leaf=hit.at, subleaf=hit.value, rip=hit.rip)
+        )
 
     def _make(
         self,
         kinds: tuple[HookKind, ...],
         first: int,
         last: int | None,
-        size: int,
-        make: Callable[[_Numbers], E],
+        make: Callable[[_Hit], E | None],
     ) -> Hook[E]:
         last = first if last is None else last
         if not 0 <= first <= last < 1 << 64:
             raise ConfigError(f"{first:#x} to {last:#x} is not a range of addresses")
-        return Hook(self, kinds, first, last, size, make)
+        return Hook(self, kinds, first, last, make)
 
-    def _add(self, hook: Hook[E], kind: HookKind, first: int, last: int, size: int) -> int:
-        number = self._core.add_hook(kind, first, last, size)
-        self._installed[number] = hook  # type: ignore[assignment]
+    def _add(self, hook: Hook[E], kind: HookKind, first: int, last: int) -> int:
+        number = self._core.add_hook(kind, first, last)
+        self._installed[number] = (kind, hook)  # type: ignore[assignment]
         return number
 
     def _remove(self, number: int) -> None:
@@ -202,14 +225,22 @@ class Hooks:
 
     def _dispatch(self) -> None:
         """Call what the last slice hit. An event whose hook was removed meanwhile is dropped."""
-        for number, *numbers in self._core.take_events():
-            if (hook := self._installed.get(number)) is not None:
-                hook._hit((numbers[0], numbers[1], numbers[2], numbers[3]))
+        for number, at, size, value, rip in self._core.take_events():
+            if number in self._installed:
+                kind, hook = self._installed[number]
+                hook._hit(_Hit(kind, at, size, value, rip))
 
 
-def _memory(n: _Numbers, *, write: bool) -> MemoryEvent:
-    return MemoryEvent(address=n[0], size=n[1], value=n[2], rip=n[3], write=write)
+def _memory(hit: _Hit) -> MemoryEvent:
+    return MemoryEvent(
+        address=hit.at, size=hit.size, value=hit.value, write=hit.kind == "mem_write", rip=hit.rip
+    )
 
 
-def _interrupt(n: _Numbers) -> InterruptEvent:
-    return InterruptEvent(vector=n[0], error_code=n[1] if n[2] else None, rip=n[3])
+# Exceptions that push an error code (Intel SDM vol. 3, table 6-1).
+_WITH_ERROR_CODE = frozenset({8, 10, 11, 12, 13, 14, 17, 21})
+
+
+def _interrupt(hit: _Hit) -> InterruptEvent:
+    error_code = hit.value if hit.at in _WITH_ERROR_CODE else None
+    return InterruptEvent(vector=hit.at, error_code=error_code, rip=hit.rip)

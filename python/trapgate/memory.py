@@ -154,6 +154,17 @@ class LinearMemory(_Bytes):
         pieces = self._pieces(_address(address), _size(size))
         return b"".join([self._core.read(physical, length) for physical, length in pieces])
 
+    def read_mapped(self, address: int, size: int) -> bytes:
+        """Give as many of `size` bytes as are mapped to RAM without a gap; at least one."""
+        found = bytearray()
+        try:
+            for physical, length in self._pieces(_address(address), _size(size)):
+                found += self._core.read(physical, length)
+        except MemoryAccessError:
+            if not found:
+                raise
+        return bytes(found)
+
     def write(self, address: int, data: Buffer) -> None:
         """Put bytes; nothing is written unless all of the range is mapped."""
         contents = memoryview(data).cast("B")

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeAlias, overload
 
@@ -29,8 +30,9 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from trapgate._core import Core
+    from trapgate.instructions import Instruction
 
-__all__ = ["VM", "State", "Until"]
+__all__ = ["VM", "State", "Stats", "Until"]
 
 #: What `VM.run` can be asked to stop at: text on the console, the address of an instruction, kinds of exits (others
 #: are passed over if the machine can go on after them), or a function of the machine, asked between slices.
@@ -52,6 +54,23 @@ class State(enum.Enum):
     PAUSED = "paused"
     STOPPED = "stopped"
     CLOSED = "closed"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stats:
+    """Counts of what a machine has done so far."""
+
+    #: Completed instructions.
+    instructions: int
+    #: The machine's time.
+    nanoseconds: int
+    #: Stretches of code that were decoded; the same code again costs nothing.
+    blocks_decoded: int
+    #: Accesses that no chip and no RAM answered.
+    unmapped_port_reads: int
+    unmapped_port_writes: int
+    unmapped_memory_reads: int
+    unmapped_memory_writes: int
 
 
 class VM:
@@ -194,7 +213,8 @@ class VM:
                 kind, first, second = core.run(limit, deadline, milliseconds, goal.watches_console)
             finally:
                 self._drain(core)
-            self.on._dispatch()
+            if kind == "hook":
+                self.on._dispatch()
             if (result := goal.check(self)) is not None:
                 return result
             if kind in _GO_ON:
@@ -268,9 +288,9 @@ class VM:
         return self._core.now / _SECOND
 
     @property
-    def stats(self) -> dict[str, int]:
+    def stats(self) -> Stats:
         """Counts of what the machine has done so far."""
-        return self._core.stats()
+        return Stats(**self._core.stats())
 
     def digest(self) -> str:
         """Give a hash of registers, RAM and devices: equal for equal machines."""
@@ -290,7 +310,7 @@ class VM:
         import numpy as np
 
         addresses = np.ascontiguousarray(linear, dtype=np.uint64)
-        found = np.frombuffer(self._core.translate_many(addresses.data), dtype=np.uint64)
+        found = np.frombuffer(memoryview(self._core.translate_many(addresses.data)), dtype=np.uint64)
         return found.reshape(addresses.shape)
 
     def mappings(self) -> list[Mapping]:
@@ -306,6 +326,20 @@ class VM:
             )
             for linear, physical, size, flags in self._core.mappings()
         ]
+
+    def disassemble(self, address: int | None = None, count: int = 10) -> list[Instruction]:
+        """Give `count` instructions from linear `address` on, by default from where the processor is."""
+        from trapgate.instructions import decode
+
+        regs = self.regs
+        if address is None:
+            address = regs.cs_base + regs.rip & _FOREVER
+        # L and D of the code segment's access word (Intel SDM vol. 3, 3.4.5).
+        bits = (
+            64 if regs.efer & 1 << 10 and regs.cs_access & 1 << 13 else 32 if regs.cs_access & 1 << 14 else 16
+        )
+        code = self.mem.linear.read_mapped(address, 15 * count)
+        return decode(code, bits, address, cpu=self.config.cpu)[:count]
 
     def attach(
         self,
@@ -323,8 +357,8 @@ class VM:
         devices.attach(self._core, device, ports, mmio, size)
         if irq is None:
             return None
-        if not 0 <= irq <= 23:
-            raise ConfigError(f"there is no interrupt line {irq}; they go up to 23")
+        if not 0 <= irq <= 15:
+            raise ConfigError(f"there is no interrupt line {irq}; they go up to 15")
         line = devices.Line(self._core, irq)
         if callable(connect := getattr(device, "connect", None)):
             connect(line)

@@ -6,7 +6,7 @@ import re
 import sys
 import threading
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -139,6 +139,6 @@ def _report(vm: VM, result: exits.Exit, status: int, seconds: float) -> dict[str
         "exit": result.as_dict(),
         "status": status,
         "seconds": round(seconds, 3),
-        "stats": vm.stats,
+        "stats": asdict(vm.stats),
         "transcript": vm.console.transcript,
     }

@@ -1,11 +1,42 @@
 //! The extension module `trapgate._core`: the only crate that knows PyO3. Classes are thin and frozen; what they
 //! do is in the machine and x86 crates, what a user sees is in python/trapgate.
 
+mod buffer;
+mod core;
+mod decode;
+mod device;
+mod errors;
+mod paging;
+mod registers;
+
+use std::collections::BTreeMap;
+
 use pyo3::prelude::*;
+
+/// Give the profile and the host back-ends that this module was built with.
+#[pyfunction]
+fn build_info() -> BTreeMap<&'static str, &'static str> {
+    BTreeMap::from([
+        ("version", env!("CARGO_PKG_VERSION")),
+        ("profile", if cfg!(debug_assertions) { "debug" } else { "release" }),
+        ("host", std::env::consts::ARCH),
+        ("os", std::env::consts::OS),
+        ("engines", "interpreter"),
+    ])
+}
 
 #[pymodule(gil_used = false)]
 mod _core {
     use super::*;
+
+    #[pymodule_export]
+    use super::build_info;
+    #[pymodule_export]
+    use crate::buffer::Buffer;
+    #[pymodule_export]
+    use crate::core::Core;
+    #[pymodule_export]
+    use crate::decode::{decode, decode_columns, mnemonics};
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {

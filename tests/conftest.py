@@ -1,0 +1,25 @@
+"""What tests share: images, small guests of our own, and a Debian that is booted once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from trapgate import VM, Machine
+
+PROMPT = "root@debian:~# "
+
+
+@pytest.fixture(scope="session")
+def debian() -> Machine:
+    """Debian 12 from the host's mirror, or from the cache."""
+    return Machine.from_image("debian-12", memory="256M")
+
+
+@pytest.fixture(scope="module")
+def booted(debian: Machine) -> Iterator[VM]:
+    """Give a Debian at its prompt, shared by the tests of a module: they leave it at its prompt."""
+    with VM(debian) as vm:
+        vm.console.expect(PROMPT, timeout=240)
+        yield vm

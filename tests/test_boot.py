@@ -1,0 +1,125 @@
+"""Debian 12, unmodified: from its first line to a power-off, from Python and from the command."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from conftest import PROMPT
+from trapgate import VM, Machine, exits
+
+pytestmark = [pytest.mark.boot, pytest.mark.network]
+
+#: What a boot log must not have.
+COMPLAINTS = re.compile(
+    r"firmware bug|unchecked MSR access|page tables isolation: enabled|tsc.*unstable|call trace|WARNING:|BUG:|"
+    r"hypervisor detected|oops|not responding|spurious",
+    re.IGNORECASE,
+)
+
+
+def test_the_boot_log_has_no_complaints(booted: VM) -> None:
+    log = booted.console.transcript
+    assert "Linux version 6.1" in log
+    assert [line for line in log.splitlines() if COMPLAINTS.search(line)] == []
+
+
+def test_commands_are_taken_and_answered(booted: VM) -> None:
+    console = booted.console
+    assert console.command("uname -sr", PROMPT).startswith("Linux 6.1.0-")
+    assert console.command("echo $((6 * 7))", PROMPT) == "42\n"
+    assert console.command("cat /proc/sys/kernel/hostname; id -u", PROMPT) == "debian\n0\n"
+    assert "ttyS0" in console.command("tty", PROMPT)
+    # Sums of a megabyte by two programs, and one through a pipe.
+    console.command("dd if=/dev/urandom of=/tmp/r bs=64k count=16 2>/dev/null", PROMPT)
+    once = console.command("sha256sum < /tmp/r", PROMPT)
+    assert console.command("gzip -c /tmp/r | gunzip | sha256sum", PROMPT) == once
+
+
+def test_the_shell_has_job_control(booted: VM) -> None:
+    console = booted.console
+    console.sendline("sleep 1000")
+    booted.run(timeout=0.5)
+    console.send("\x03")
+    console.expect(PROMPT)
+    console.sendline("sleep 1001")
+    booted.run(timeout=0.5)
+    console.send("\x1a")
+    console.expect("Stopped")
+    console.expect(PROMPT)
+    console.command("kill %1", PROMPT)
+
+
+def test_memory_and_translations_of_a_running_kernel(booted: VM) -> None:
+    banner = booted.mem.view().tobytes().find(b"Linux version 6.1.0-")
+    assert banner > 0
+    space = booted.mappings()
+    assert all(one.linear + one.size <= two.linear for one, two in itertools.pairwise(space))
+    kernel = next(m for m in space if m.linear >= 0xFFFF_FFFF_8000_0000 and m.executable)
+    assert not kernel.writable
+    assert not kernel.user
+    assert booted.translate(kernel.linear).physical == kernel.physical
+
+
+def test_the_clock_goes_as_fast_as_the_hosts(booted: VM) -> None:
+    console = booted.console
+    before = float(console.command("cut -d' ' -f1 /proc/uptime", PROMPT))
+    now = booted.now
+    booted.run(timeout=1)
+    after = float(console.command("cut -d' ' -f1 /proc/uptime", PROMPT))
+    assert after - before == pytest.approx(booted.now - now, abs=0.2)
+
+
+def test_power_off(debian: Machine) -> None:
+    with VM(debian.replace(append=f"{debian.append} quiet")) as vm:
+        vm.console.expect(PROMPT, timeout=240)
+        vm.console.sendline("poweroff")
+        assert isinstance(vm.run(timeout=60), exits.Shutdown)
+        assert "Power down" in vm.console.transcript
+
+
+def test_the_command_in_a_script(tmp_path: Path) -> None:
+    report = tmp_path / "report.json"
+    result = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "trapgate",
+            "boot",
+            "--memory",
+            "256M",
+            "--expect",
+            "root@debian:~# ",
+            "--json",
+            report,
+        ],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    assert "Run /init as init process" in result.stdout
+    written = json.loads(report.read_text())
+    assert written["exit"]["kind"] == "Expected"
+    assert written["status"] == 0
+    assert written["stats"]["instructions"] == written["exit"]["icount"] > 10**8
+    assert "Linux version" in written["transcript"]
+
+
+@pytest.mark.long
+def test_virtual_time_makes_two_boots_identical(debian: Machine) -> None:
+    digests = []
+    for _ in range(2):
+        with VM(debian.replace(clock="virtual")) as vm:
+            vm.console.expect(PROMPT, timeout=600)
+            vm.console.command("cat /proc/uptime; dmesg | sha256sum", PROMPT)
+            digests.append((vm.digest(), vm.icount, vm.console.transcript))
+    assert digests[0] == digests[1]
