@@ -82,11 +82,11 @@ impl Vcpu {
         }
         let exceptional = matches!(first.kind, Kind::Fault | Kind::Trap);
         let double = exceptional
-            && match (severity(first.vector), severity(second.vector)) {
-                (Severity::Contributory, Severity::Contributory) => true,
-                (Severity::PageFault, Severity::Contributory | Severity::PageFault) => true,
-                _ => false,
-            };
+            && matches!(
+                (severity(first.vector), severity(second.vector)),
+                (Severity::Contributory, Severity::Contributory)
+                    | (Severity::PageFault, Severity::Contributory | Severity::PageFault)
+            );
         Some(if double { Exception::with_error(Vector::Df, 0) } else { second })
     }
 

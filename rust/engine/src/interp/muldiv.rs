@@ -128,7 +128,7 @@ pub(super) fn aam(cpu: &mut Vcpu, u: &Uop) -> Done {
         return divide_error(cpu);
     }
     let al = cpu.regs[0] & 0xff;
-    cpu.set_reg::<u16>(0, (al / base) << 8 | al % base);
+    cpu.set_reg::<u16>(0, ((al / base) << 8) | (al % base));
     cpu.flags.set_logic(sign_extend::<u8>(al % base));
     Ok(())
 }

@@ -19,7 +19,7 @@ pub(super) fn handler(insn: &Insn) -> Handler {
     integer(insn)
         .or_else(|| flow(insn))
         .or_else(|| system_op(insn))
-        .unwrap_or({ if crate::vector::is_vector(insn.op) { vector::execute } else { alu::never } })
+        .unwrap_or(if crate::vector::is_vector(insn.op) { vector::execute } else { alu::never })
 }
 
 fn integer(i: &Insn) -> Option<Handler> {

@@ -1,7 +1,7 @@
 //! Looking at an address space from outside: a walk level by level, and a list of what is mapped. Changes nothing.
 
 use super::walk::{self, Format, Mapping, Missing, Paging, Step};
-use crate::memory::{GuestMemory, PAGE};
+use crate::memory::GuestMemory;
 
 /// A walk with every entry that it met.
 #[derive(Clone, Debug, PartialEq, Eq)]

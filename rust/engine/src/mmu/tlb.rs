@@ -73,7 +73,7 @@ impl Tlb {
     #[inline(always)]
     fn index(linear: u64, user: bool) -> usize {
         let page = linear >> 12;
-        ((page.wrapping_add(page >> 8)) as usize & (SIZE - 1)) | usize::from(user) * SIZE
+        ((page.wrapping_add(page >> 8)) as usize & (SIZE - 1)) + usize::from(user) * SIZE
     }
 
     #[inline(always)]

@@ -284,7 +284,7 @@ fn walk64(
             let i = (linear >> 30 & 3) as usize;
             (i as u64 * 8, paging.pdptes[i])
         } else {
-            let gpa = table | index * 8;
+            let gpa = table + index * 8;
             (gpa, entry64(memory, gpa))
         };
         each(Step { level, entry_gpa, entry });
@@ -334,7 +334,7 @@ fn walk32(
     linear: u64,
     mut each: impl FnMut(Step),
 ) -> Result<Mapping, Missing> {
-    let directory_gpa = paging.cr3 & 0xffff_f000 | (linear >> 22 & 0x3ff) * 4;
+    let directory_gpa = (paging.cr3 & 0xffff_f000) + (linear >> 22 & 0x3ff) * 4;
     let directory = u64::from(entry32(memory, directory_gpa));
     each(Step { level: 2, entry_gpa: directory_gpa, entry: directory });
     if directory & P == 0 {
@@ -358,7 +358,7 @@ fn walk32(
             global: global(directory),
         });
     }
-    let table_gpa = directory & 0xffff_f000 | (linear >> 12 & 0x3ff) * 4;
+    let table_gpa = (directory & 0xffff_f000) + (linear >> 12 & 0x3ff) * 4;
     let entry = u64::from(entry32(memory, table_gpa));
     each(Step { level: 1, entry_gpa: table_gpa, entry });
     if entry & P == 0 {
