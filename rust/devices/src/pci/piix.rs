@@ -34,8 +34,6 @@ impl HostBridge {
         config.allow(0x3C, &[0]);
         config.allow(0x50, &[0xFF; 0x44]);
         config.set(0x72, &[0x02]); // SMRAM at A0000h, closed.
-        // Passive release is on, as the PIIX3 needs it; Linux would otherwise say that it repairs this.
-        config.set(0x82, &[0x02]);
         HostBridge { config }
     }
 }
@@ -93,6 +91,8 @@ impl IsaBridge {
         config.allow(0x70, &[DISABLED | 0x6F; 2]);
         config.allow(0x76, &[0x8F, 0x8F, 0xFF, 0xFF]);
         config.allow(0x80, &[0x7F, 0x00, 0x0F]);
+        // Passive release is on, as the 440FX wants it; Linux would otherwise say that it repairs this.
+        config.set(0x82, &[0x02]);
         config.allow(0xA0, &[0xFF; 0x10]);
         let bridge = IsaBridge { config, router };
         bridge.route();
