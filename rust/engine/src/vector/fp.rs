@@ -91,7 +91,8 @@ pub enum Convert {
     SdToSi64Truncated,
 }
 
-/// What an SSE operation gives: the destination and the MXCSR flags it raised.
+/// What an SSE operation gives: the destination and the MXCSR flags it raised. Flags that were set already may be among
+/// them, unless they are unmasked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SseResult {
     pub value: u128,
@@ -193,8 +194,8 @@ pub trait FpUnit {
     /// Scalar conversions to floating point keep `a`'s other lanes.
     fn convert(&self, op: Convert, a: u128, b: u128, mxcsr: u32) -> SseResult;
 
-    /// Raises no flags.
-    fn estimate(&self, op: Estimate, form: Form, a: u128, b: u128, mxcsr: u32) -> u128;
+    /// Heeds no control bit and raises no flag.
+    fn estimate(&self, op: Estimate, form: Form, a: u128, b: u128) -> u128;
 
     fn x87_arith(&self, op: X87Arith, a: F80, b: X87Source, fcw: u16) -> X87Result;
 

@@ -23,23 +23,8 @@ use super::soft::SoftFp;
 use super::state::F80;
 
 /// The host's unit. SSE operations with unmasked exceptions, which would trap on the host, go to [`SoftFp`].
-#[derive(Clone, Copy, Debug)]
-pub struct HostFp {
-    /// The host has ROUNDPS and its kin.
-    sse41: bool,
-}
-
-impl HostFp {
-    pub fn new() -> HostFp {
-        HostFp { sse41: std::arch::is_x86_feature_detected!("sse4.1") }
-    }
-}
-
-impl Default for HostFp {
-    fn default() -> HostFp {
-        HostFp::new()
-    }
-}
+#[derive(Clone, Copy, Debug, Default)]
+pub struct HostFp;
 
 /// Runs the operation on the host with all exceptions masked; if that may differ from what the guest's masks ask for,
 /// in software.
@@ -88,10 +73,10 @@ impl FpUnit for HostFp {
 
     fn round(&self, control: u8, form: Form, a: u128, b: u128, mxcsr: u32) -> SseResult {
         let soft = || SoftFp.round(control, form, a, b, mxcsr);
-        if !self.sse41 {
+        if !std::arch::is_x86_feature_detected!("sse4.1") {
             return soft();
         }
-        // SAFETY: SSE4.1 was detected when this value was made.
+        // SAFETY: the host has SSE4.1.
         masked_or_soft(mxcsr, || unsafe { sse::round(control, form, a, b, mxcsr) }, soft)
     }
 
@@ -100,8 +85,8 @@ impl FpUnit for HostFp {
         masked_or_soft(mxcsr, || sse::convert(op, a, b, mxcsr), || SoftFp.convert(op, a, b, mxcsr))
     }
 
-    fn estimate(&self, op: Estimate, form: Form, a: u128, b: u128, mxcsr: u32) -> u128 {
-        sse::estimate(op, form, a, b, mxcsr)
+    fn estimate(&self, op: Estimate, form: Form, a: u128, b: u128) -> u128 {
+        sse::estimate(op, form, a, b)
     }
 
     fn x87_arith(&self, op: X87Arith, a: F80, b: X87Source, fcw: u16) -> X87Result {

@@ -208,14 +208,14 @@ fn all_x87(oracle: &mut Oracle, unit: &impl FpUnit, wanted: impl Fn(Op) -> bool,
 #[test]
 fn sse_and_mmx_agree_with_the_processor() {
     let mut oracle = Oracle::new();
-    all_sse(&mut oracle, &HostFp::new(), |_| true, 24);
+    all_sse(&mut oracle, &HostFp, |_| true, 24);
     oracle.finish(259);
 }
 
 #[test]
 fn x87_agrees_with_the_processor() {
     let mut oracle = Oracle::new();
-    all_x87(&mut oracle, &HostFp::new(), |_| true, 400);
+    all_x87(&mut oracle, &HostFp, |_| true, 400);
     oracle.finish(83);
 }
 
@@ -236,6 +236,6 @@ fn the_portable_unit_agrees_with_the_processor() {
 fn unmasked_sse_exceptions_agree_with_the_processor() {
     catch_sigfpe();
     let mut oracle = Oracle { unmasked: true, ..Oracle::new() };
-    all_sse(&mut oracle, &HostFp::new(), is_float, 40);
+    all_sse(&mut oracle, &HostFp, is_float, 40);
     oracle.finish(74);
 }

@@ -80,7 +80,7 @@ fn compare_sequence(sequence: &[&[u8]], seed: u64, times: u32) -> u32 {
         for code in sequence {
             let insn = decode(code, Bits::B64, &Features::all()).expect("an instruction");
             mock.base = if insn.mem.base == 7 { IMAGE_AT } else { 0 };
-            execute(&mut state, &Control::LONG, &HostFp::new(), &insn, &mut mock).expect("no fault");
+            execute(&mut state, &Control::LONG, &HostFp, &insn, &mut mock).expect("no fault");
         }
         let (theirs, ours) = (silicon_memory.0[512], mock.memory.0[512]);
         if theirs != ours && theirs & ours == ours {
@@ -159,14 +159,14 @@ fn bad_headers_and_reserved_bits_fault() {
         gpr[0] = 3;
         let mut mock = Mock { gpr, flags: 2, memory, address: 0x1000, base: 0, rip: 0, opcode: 0 };
         let insn = decode(XRSTOR, Bits::B64, &Features::all()).expect("an instruction");
-        let outcome = execute(&mut state, &Control::LONG, &HostFp::new(), &insn, &mut mock);
+        let outcome = execute(&mut state, &Control::LONG, &HostFp, &insn, &mut mock);
         assert_eq!(outcome, Err(VectorException::GeneralProtection), "byte {at}");
         assert_eq!(state, before);
         mock.memory.0[at] = 0;
         mock.memory.0[24..28].copy_from_slice(&0x1f80u32.to_le_bytes());
-        assert_eq!(execute(&mut state, &Control::LONG, &HostFp::new(), &insn, &mut mock), Ok(()));
+        assert_eq!(execute(&mut state, &Control::LONG, &HostFp, &insn, &mut mock), Ok(()));
         mock.address += 16;
-        let outcome = execute(&mut state, &Control::LONG, &HostFp::new(), &insn, &mut mock);
+        let outcome = execute(&mut state, &Control::LONG, &HostFp, &insn, &mut mock);
         assert_eq!(outcome, Err(VectorException::GeneralProtection), "misaligned");
     }
 }

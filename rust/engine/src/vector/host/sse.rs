@@ -1,5 +1,5 @@
-//! SSE floating-point operations run on the host, one assembly block each: load the guest's MXCSR with every exception
-//! masked and no flag set, operate, read the flags, put the host's MXCSR back.
+//! SSE floating-point operations run on the host, one assembly block each: see that MXCSR is the guest's with every
+//! exception masked, operate, read the flags.
 
 use std::arch::asm;
 use std::arch::x86_64::__m128i;
@@ -8,17 +8,29 @@ use super::super::fp::mxcsr::{FLAGS, MASKS};
 use super::super::fp::{Arith, Convert, Estimate, Form, SseResult};
 use super::super::interface::eflags;
 
-/// The host's MXCSR while the guest's is loaded, and the guest's.
+/// What a block compares and exchanges.
+///
+/// Writing MXCSR costs tens of nanoseconds where it changes the register, reading it next to none. So the host's MXCSR is
+/// replaced only if its control bits differ from the guest's or it has flags set that the guest's has not, and put back
+/// only in the first case: flags that stay set in the host's register are those the guest has, and nobody else's matter.
 #[repr(C)]
 struct Csr {
+    /// 0: the host's on entry.
     host: u32,
+    /// 4: the guest's with all exceptions masked; afterwards with the flags that the operation added.
     guest: u32,
 }
 
 impl Csr {
     #[inline(always)]
     fn new(mxcsr: u32) -> Csr {
-        Csr { host: 0, guest: mxcsr & !FLAGS | MASKS }
+        Csr { host: 0, guest: mxcsr | MASKS }
+    }
+
+    /// What to keep of the host's register and what must then be left, if it can serve as it is.
+    #[inline(always)]
+    fn expected(mxcsr: u32) -> (u32, u32) {
+        (!(mxcsr & FLAGS), mxcsr & !FLAGS | MASKS)
     }
 
     #[inline(always)]
@@ -39,18 +51,46 @@ fn number(value: __m128i) -> u128 {
     unsafe { std::mem::transmute(value) }
 }
 
+/// The assembly around `$insn` (with what must directly follow it): the operands go by their names.
+macro_rules! block {
+    ($mxcsr:expr, [$($insn:expr),+], $($operands:tt)*) => {{
+        let mut csr = Csr::new($mxcsr);
+        let (keep, control) = Csr::expected($mxcsr);
+        // SAFETY: the block touches `csr` and the registers it names. All exceptions are masked while the instruction
+        // runs; the control bits of MXCSR are on exit what they were on entry, its flags and EFLAGS are not claimed to be.
+        // The value loaded has no reserved bit, since no guest can have loaded one.
+        unsafe {
+            asm!(
+                "stmxcsr [{csr}]",
+                "mov {difference:e}, [{csr}]",
+                "and {difference:e}, {keep:e}",
+                "xor {difference:e}, {control:e}",
+                "jz 2f",
+                "ldmxcsr [{csr} + 4]",
+                "2:",
+                $($insn,)+
+                "stmxcsr [{csr} + 4]",
+                "test {difference:e}, 0xffc0",
+                "jz 3f",
+                "ldmxcsr [{csr}]",
+                "3:",
+                csr = in(reg) &mut csr,
+                keep = in(reg) keep,
+                control = in(reg) control,
+                difference = out(reg) _,
+                $($operands)*
+                options(nostack)
+            );
+        }
+        csr
+    }};
+}
+
 /// `$insn` with destination `{a}` and source `{b}`.
 macro_rules! run {
     ($insn:expr, $a:expr, $b:expr, $mxcsr:expr) => {{
-        let mut csr = Csr::new($mxcsr);
         let mut a = vector($a);
-        // SAFETY: the block touches `csr` and the registers it names. MXCSR is on exit what it was on entry, in between
-        // all its exceptions are masked, and its reserved bits are clear in any MXCSR that a guest can have loaded.
-        unsafe {
-            asm!("stmxcsr [{csr}]", "ldmxcsr [{csr} + 4]", $insn, "stmxcsr [{csr} + 4]", "ldmxcsr [{csr}]",
-                csr = in(reg) &mut csr, a = inout(xmm_reg) a, b = in(xmm_reg) vector($b),
-                options(nostack, preserves_flags));
-        }
+        let csr = block!($mxcsr, [$insn], a = inout(xmm_reg) a, b = in(xmm_reg) vector($b),);
         csr.result(number(a))
     }};
 }
@@ -58,14 +98,8 @@ macro_rules! run {
 /// The same with general register `{r}` as destination.
 macro_rules! run_to_gpr {
     ($insn:literal, $b:expr, $mxcsr:expr) => {{
-        let mut csr = Csr::new($mxcsr);
         let value: u64;
-        // SAFETY: as in `run`.
-        unsafe {
-            asm!("stmxcsr [{csr}]", "ldmxcsr [{csr} + 4]", $insn, "stmxcsr [{csr} + 4]", "ldmxcsr [{csr}]",
-                csr = in(reg) &mut csr, r = out(reg) value, b = in(xmm_reg) vector($b),
-                options(nostack, preserves_flags));
-        }
+        let csr = block!($mxcsr, [$insn], r = out(reg) value, b = in(xmm_reg) vector($b),);
         csr.result(value.into())
     }};
 }
@@ -73,14 +107,8 @@ macro_rules! run_to_gpr {
 /// The same with general register `{r}` as source.
 macro_rules! run_from_gpr {
     ($insn:literal, $a:expr, $b:expr, $mxcsr:expr) => {{
-        let mut csr = Csr::new($mxcsr);
         let mut a = vector($a);
-        // SAFETY: as in `run`.
-        unsafe {
-            asm!("stmxcsr [{csr}]", "ldmxcsr [{csr} + 4]", $insn, "stmxcsr [{csr} + 4]", "ldmxcsr [{csr}]",
-                csr = in(reg) &mut csr, a = inout(xmm_reg) a, r = in(reg) $b as u64,
-                options(nostack, preserves_flags));
-        }
+        let csr = block!($mxcsr, [$insn], a = inout(xmm_reg) a, r = in(reg) $b as u64,);
         csr.result(number(a))
     }};
 }
@@ -152,17 +180,12 @@ pub(super) fn compare(predicate: u8, form: Form, a: u128, b: u128, mxcsr: u32) -
 
 macro_rules! run_order {
     ($insn:literal, $a:expr, $b:expr, $mxcsr:expr) => {{
-        let mut csr = Csr::new($mxcsr);
-        let flags: u64;
-        // SAFETY: as in `run`; the block changes the arithmetic flags, reads them from the stack it balances, and does
-        // not claim otherwise.
-        unsafe {
-            asm!("stmxcsr [{csr}]", "ldmxcsr [{csr} + 4]", $insn, "stmxcsr [{csr} + 4]", "ldmxcsr [{csr}]",
-                "pushfq", "pop {flags}",
-                csr = in(reg) &mut csr, flags = lateout(reg) flags,
-                a = in(xmm_reg) vector($a), b = in(xmm_reg) vector($b));
-        }
-        csr.result(u128::from(flags & (eflags::ZF | eflags::PF | eflags::CF)))
+        let (zero, parity, carry): (u8, u8, u8);
+        let csr = block!($mxcsr, [$insn, "setz {zero}", "setp {parity}", "setc {carry}"],
+            zero = out(reg_byte) zero, parity = out(reg_byte) parity, carry = out(reg_byte) carry,
+            a = in(xmm_reg) vector($a), b = in(xmm_reg) vector($b),);
+        let flag = |set, flag| if set != 0 { flag } else { 0 };
+        csr.result((flag(zero, eflags::ZF) | flag(parity, eflags::PF) | flag(carry, eflags::CF)).into())
     }};
 }
 
@@ -233,12 +256,22 @@ pub(super) fn convert(op: Convert, a: u128, b: u128, mxcsr: u32) -> SseResult {
     }
 }
 
-pub(super) fn estimate(op: Estimate, form: Form, a: u128, b: u128, mxcsr: u32) -> u128 {
-    let result = match (op, form) {
-        (Estimate::Reciprocal, Form::Ss) => run!("rcpss {a}, {b}", a, b, mxcsr),
-        (Estimate::Reciprocal, _) => run!("rcpps {a}, {b}", a, b, mxcsr),
-        (Estimate::ReciprocalRoot, Form::Ss) => run!("rsqrtss {a}, {b}", a, b, mxcsr),
-        (Estimate::ReciprocalRoot, _) => run!("rsqrtps {a}, {b}", a, b, mxcsr),
-    };
-    result.value
+/// The estimates neither look at MXCSR nor set flags in it (Intel SDM vol. 2, RCPPS and RSQRTPS).
+pub(super) fn estimate(op: Estimate, form: Form, a: u128, b: u128) -> u128 {
+    macro_rules! run {
+        ($insn:literal) => {{
+            let mut a = vector(a);
+            // SAFETY: the instruction touches the two registers alone.
+            unsafe {
+                asm!($insn, a = inout(xmm_reg) a, b = in(xmm_reg) vector(b), options(nomem, nostack, preserves_flags));
+            }
+            number(a)
+        }};
+    }
+    match (op, form) {
+        (Estimate::Reciprocal, Form::Ss) => run!("rcpss {a}, {b}"),
+        (Estimate::Reciprocal, _) => run!("rcpps {a}, {b}"),
+        (Estimate::ReciprocalRoot, Form::Ss) => run!("rsqrtss {a}, {b}"),
+        (Estimate::ReciprocalRoot, _) => run!("rsqrtps {a}, {b}"),
+    }
 }

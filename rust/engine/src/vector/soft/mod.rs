@@ -44,7 +44,7 @@ impl FpUnit for SoftFp {
         sse::convert(op, a, b, mxcsr)
     }
 
-    fn estimate(&self, op: Estimate, form: Form, a: u128, b: u128, _mxcsr: u32) -> u128 {
+    fn estimate(&self, op: Estimate, form: Form, a: u128, b: u128) -> u128 {
         sse::estimate(op, form, a, b)
     }
 

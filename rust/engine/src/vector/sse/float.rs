@@ -157,7 +157,7 @@ pub(in crate::vector) fn execute<O: Operands, F: FpUnit>(
         // Bits 7:3 are reserved and ignored without VEX.
         Plan::Compare(form) => fp.compare(imm & 7, form, a, b, csr),
         Plan::Round(form) => fp.round(imm, form, a, b, csr),
-        Plan::Estimate(op, form) => SseResult { value: fp.estimate(op, form, a, b, csr), flags: 0 },
+        Plan::Estimate(op, form) => SseResult { value: fp.estimate(op, form, a, b), flags: 0 },
         Plan::Order { quiet, double } => {
             let result = fp.order(quiet, double, a, b, csr);
             let flags = settle(state, control, result)? as u64;
