@@ -223,7 +223,8 @@ impl Vcpu {
         let last = linear.wrapping_add(size - 1);
         self.place(seg, linear, intent, 1)?;
         if last & !0xfff != linear & !0xfff {
-            self.place(seg, last, intent, 1)?;
+            // The address reported is that of the first byte that faults.
+            self.place(seg, last & !0xfff, intent, 1)?;
         }
         Ok(())
     }
