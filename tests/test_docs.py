@@ -108,3 +108,17 @@ def test_programs_of_the_documentation(file: Path, tmp_path: Path) -> None:
         check=False,
     )
     assert result.returncode == 0, f"{result.stdout}\n{result.stderr}"
+
+
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+
+
+@pytest.mark.boot
+@pytest.mark.network
+@pytest.mark.parametrize("example", EXAMPLES, ids=[example.stem for example in EXAMPLES])
+def test_examples(example: Path) -> None:
+    result = subprocess.run(
+        [sys.executable, example], capture_output=True, text=True, timeout=500, check=False
+    )
+    assert result.returncode == 0, f"{result.stdout}\n{result.stderr}"
+    assert result.stdout

@@ -63,7 +63,7 @@ class Terminal:
     def __init__(self, kernel: Path, *options: str) -> None:
         self.master, self.slave = pty.openpty()
         self.before: list[Any] = termios.tcgetattr(self.slave)
-        command = [
+        command: list[str] = [
             sys.executable,
             "-m",
             "trapgate",
