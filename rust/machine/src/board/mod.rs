@@ -8,7 +8,7 @@ mod platform;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
-use trapgate_devices::acpi_pm::{AcpiPm, AcpiPmConfig};
+use trapgate_devices::acpi_pm::{AcpiPm, AcpiPmConfig, PM_BLOCK_LENGTH};
 use trapgate_devices::apic::{
     ApicFabric, ApicPort, IoApic, IoApicConfig, IoApicInput, Kick, LocalApic, LocalApicConfig, LocalPin,
     TscClock,
@@ -17,7 +17,7 @@ use trapgate_devices::debug::{DebugConsole, DebugExit};
 use trapgate_devices::dma::{DMA_PAGES, DMA_SECOND, Dma};
 use trapgate_devices::hpet::{Hpet, HpetLines};
 use trapgate_devices::i8042::I8042;
-use trapgate_devices::line::{Selector, Splitter};
+use trapgate_devices::line::{Junction, Selector, Splitter};
 use trapgate_devices::pci::{
     HostBridge, IsaBridge, PIRQ_FIRST_PIN, PciAddress, PciError, PciFunction, PciHost, PirqRouter,
     PowerManagement, PowerManagementConfig, Regions,
@@ -58,6 +58,8 @@ struct Chips {
     all: Vec<Chip>,
     /// Those of them that change an output by themselves; asked for their deadline after every access to a device.
     timed: Vec<Chip>,
+    /// Wiring that remembers levels.
+    junctions: Vec<Arc<dyn Junction>>,
 }
 
 impl Chips {
@@ -86,6 +88,8 @@ pub struct PcBoard {
     io_apic: Arc<Mutex<IoApic>>,
     /// Count at which the run loop last served the chips.
     served: AtomicU64,
+    /// How often a vCPU asked its surroundings for anything.
+    accesses: AtomicU64,
 }
 
 /// What the board is built from, besides the chips.
@@ -187,6 +191,9 @@ impl PcBoard {
         ports.insert(Port(layout::PIC_1), 2, &pic, 0)?;
         ports.insert(Port(layout::PIC_2), 2, &pic, 2)?;
         ports.insert(Port(layout::ELCR), 2, &pic, 4)?;
+        // What firmware does: the SCI and the PCI lines are level-triggered.
+        let level = layout::PCI_IRQS.iter().fold(1u64 << layout::IRQ_SCI, |bits, irq| bits | 1 << irq);
+        ports.write(Port(layout::ELCR), 2, level, 0);
         let size = layout::IO_APIC.end - layout::IO_APIC.start;
         memory.insert(PhysAddr(layout::IO_APIC.start), size, &io_apic, 0)?;
         chips.add(Arc::clone(&pic));
@@ -203,6 +210,7 @@ impl PcBoard {
             power,
             io_apic,
             served: AtomicU64::new(0),
+            accesses: AtomicU64::new(0),
         })
     }
 
@@ -228,9 +236,10 @@ impl PcBoard {
         }
     }
 
-    /// State records of all chips, in their fixed order.
+    /// State records of all chips and junctions, in their fixed order.
     pub fn save(&self) -> Vec<trapgate_devices::State> {
-        self.chips.all.iter().map(|chip| lock(chip).save()).collect()
+        let chips = self.chips.all.iter().map(|chip| lock(chip).save());
+        chips.chain(self.chips.junctions.iter().map(|junction| junction.save())).collect()
     }
 
     /// An ISA interrupt line (0 to 15) for a device that the user adds; lines that the board's own chips drive are
@@ -251,6 +260,16 @@ impl PcBoard {
 
     pub(crate) fn last_served(&self) -> u64 {
         self.served.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn note_access(&self) {
+        self.accesses.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How often a vCPU has asked its surroundings for anything: ports, device memory, its local APIC, time, randomness.
+    /// An instruction that does not change it depends on registers and RAM alone.
+    pub fn accesses(&self) -> u64 {
+        self.accesses.load(Ordering::Relaxed)
     }
 
     /// Hands console input to the UART as far as there is room.
@@ -297,6 +316,8 @@ fn timers(
     chips.add(port61);
     chips.add_timed(rtc);
     chips.add_timed(hpet);
+    chips.junctions.push(irq0);
+    chips.junctions.push(irq8);
     Ok(())
 }
 
@@ -308,9 +329,9 @@ fn power(
     chips: &mut Chips,
 ) -> Result<Arc<Mutex<AcpiPm>>, BusError> {
     let control = Arc::clone(parts.signal) as Arc<dyn MachineControl>;
-    let config = AcpiPmConfig { sci_enabled: true, ..AcpiPmConfig::default() };
+    let config = AcpiPmConfig { sci_enabled: true, timer_32_bits: false };
     let pm = Arc::new(Mutex::new(AcpiPm::new(config, control, interrupts.isa(layout::IRQ_SCI))));
-    ports.insert(Port(layout::PM_BASE), 12, &pm, 0)?;
+    ports.insert(Port(layout::PM_BASE), PM_BLOCK_LENGTH, &pm, 0)?;
     chips.add_timed(Arc::clone(&pm));
     Ok(pm)
 }
@@ -346,6 +367,7 @@ fn chipset(
     let router = PirqRouter::new([pin(first), pin(first + 1), pin(first + 2), pin(first + 3)], pic);
     let mut host = PciHost::new(ports, memory, control());
     let none = || Regions::default();
+    chips.junctions.push(Arc::clone(&router) as _);
     let mut isa = IsaBridge::new(router);
     // What firmware does: routes the four PCI lines to 8259 inputs (route registers 60h to 63h).
     for (register, irq) in (0x60..).zip(layout::PCI_IRQS) {
