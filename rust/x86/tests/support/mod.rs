@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "each test file uses its part")]
 
+pub mod checks;
+
 use trapgate_x86::insn::Bits;
 
 pub const MODES: [Bits; 3] = [Bits::B16, Bits::B32, Bits::B64];
