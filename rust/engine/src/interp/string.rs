@@ -252,7 +252,7 @@ fn single<T: Word, S: Step>(cpu: &mut Vcpu, u: &Uop) -> Done {
 
 fn repeated<T: Word, S: Step>(cpu: &mut Vcpu, u: &Uop) -> Done {
     let equal = u.insn.prefixes.contains(Prefixes::REP);
-    let extra = cpu.extra;
+    let (extra, flags) = (cpu.extra, cpu.flags);
     let mut done = 0u64;
     loop {
         let left = cpu.regs[RCX] & u.address_mask;
@@ -269,7 +269,15 @@ fn repeated<T: Word, S: Step>(cpu: &mut Vcpu, u: &Uop) -> Done {
         let n = match n {
             Ok(0) => S::once::<T>(cpu, u).map(|()| 1),
             n => n,
-        }?;
+        };
+        let n = match n {
+            Ok(n) => n,
+            Err(stop) => {
+                // The compares of the completed iterations do not show in the flags that a fault pushes (SDM vol. 2, REP).
+                cpu.flags = flags;
+                return Err(stop);
+            }
+        };
         let rest = left - n;
         cpu.set_indexed(RCX, rest, u);
         done += n;
