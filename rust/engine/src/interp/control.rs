@@ -57,20 +57,27 @@ pub(super) fn jmp_indirect<T: Word>(cpu: &mut Vcpu, u: &Uop) -> Done {
 
 pub(super) fn call_rel<T: Word>(cpu: &mut Vcpu, u: &Uop) -> Done {
     let target = cpu.relative(u);
-    cpu.check_target(target)?;
-    let next = cpu.next_rip(u);
-    cpu.push::<T>(next)?;
-    cpu.rip = target;
-    Ok(())
+    call::<T>(cpu, u, target)
 }
 
 pub(super) fn call_indirect<T: Word>(cpu: &mut Vcpu, u: &Uop) -> Done {
     let target = cpu.read_first::<T>(u)?;
-    cpu.check_target(target)?;
-    let next = cpu.next_rip(u);
+    call::<T>(cpu, u, target)
+}
+
+/// In 64-bit mode processors write the return address before they look at the target, against the order of the manual's
+/// pseudocode: a fault of the stack comes first.
+fn call<T: Word>(cpu: &mut Vcpu, u: &Uop, target: u64) -> Done {
+    if cpu.mode.bits != Bits::B64 {
+        cpu.check_target(target)?;
+    }
+    let (next, before) = (cpu.next_rip(u), cpu.regs[4]);
     cpu.push::<T>(next)?;
-    cpu.rip = target;
-    Ok(())
+    let done = cpu.branch(target);
+    if done.is_err() {
+        cpu.regs[4] = before;
+    }
+    done
 }
 
 /// RET, with the bytes to release as its immediate.
