@@ -1,0 +1,220 @@
+//! The encodings of a CPU model, and which of them are not run on the host and why.
+//!
+//! The list comes from iced-x86's table of encodings, so that it does not depend on the decoder under test.
+
+use std::collections::BTreeMap;
+
+use iced_x86::{Code, CpuidFeature, EncodingKind, Mnemonic, OpCodeOperandKind};
+use trapgate_x86::features::Features;
+use trapgate_x86::model::X86_64_V2;
+
+/// Which test an encoding belongs to, and how its states are made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Group {
+    Integer,
+    X87,
+    /// MMX and SSE, with AES and PCLMULQDQ.
+    Vector,
+}
+
+/// What is done with an encoding.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    Run,
+    /// Not run, for this reason.
+    Skip(&'static str),
+    /// This host has not got the feature.
+    HostLacks(CpuidFeature),
+}
+
+/// An encoding of the model.
+#[derive(Clone, Copy, Debug)]
+pub struct Entry {
+    pub code: Code,
+    pub group: Group,
+    pub verdict: Verdict,
+}
+
+/// Every 64-bit encoding that the model offers.
+pub fn catalog() -> Vec<Entry> {
+    let host = HostFeatures::default();
+    Code::values()
+        .filter(|&code| is_offered(code))
+        .map(|code| Entry { code, group: group(code), verdict: verdict(code, &host) })
+        .collect()
+}
+
+fn is_offered(code: Code) -> bool {
+    let info = code.op_code();
+    info.is_instruction()
+        && info.encoding() == EncodingKind::Legacy
+        && info.mode64()
+        && info.intel_decoder64()
+        && info.mnemonic() != Mnemonic::INVALID
+        && code.cpuid_features().iter().all(|&feature| model_has(feature))
+}
+
+/// The model's answer to the library's name of a feature. What the model's set has no bit for, because no model can be
+/// without it, is offered.
+fn model_has(feature: CpuidFeature) -> bool {
+    use CpuidFeature::*;
+    let ours = match feature {
+        INTEL8086 | INTEL186 | INTEL286 | INTEL386 | INTEL486 | X64 | CPUID | MULTIBYTENOP | PAUSE => {
+            return true;
+        }
+        FPU | FPU287 | FPU387 => Features::FPU,
+        MMX => Features::MMX,
+        SSE => Features::SSE,
+        SSE2 => Features::SSE2,
+        SSE3 => Features::SSE3,
+        SSSE3 => Features::SSSE3,
+        SSE4_1 => Features::SSE4_1,
+        SSE4_2 => Features::SSE4_2,
+        AES => Features::AES,
+        PCLMULQDQ => Features::PCLMULQDQ,
+        CMOV => Features::CMOV,
+        CX8 => Features::CX8,
+        CMPXCHG16B => Features::CX16,
+        POPCNT => Features::POPCNT,
+        FXSR => Features::FXSR,
+        XSAVE => Features::XSAVE,
+        XSAVEOPT => Features::XSAVEOPT,
+        CLFSH => Features::CLFSH,
+        FSGSBASE => Features::FSGSBASE,
+        RDRAND => Features::RDRAND,
+        TSC => Features::TSC,
+        RDTSCP => Features::RDTSCP,
+        RDPMC => Features::RDPMC,
+        MSR => Features::MSR,
+        SEP => Features::SEP,
+        SYSCALL => Features::SYSCALL,
+        INVPCID => Features::INVPCID,
+        BMI1 => Features::BMI1,
+        BMI2 => Features::BMI2,
+        ADX => Features::ADX,
+        LZCNT => Features::LZCNT,
+        MOVBE => Features::MOVBE,
+        PREFETCHW => Features::PREFETCHW,
+        SMAP => Features::SMAP,
+        _ => return false,
+    };
+    X86_64_V2.features.contains(ours)
+}
+
+/// What the processor that runs this offers.
+#[derive(Debug, Default)]
+struct HostFeatures {
+    known: std::cell::RefCell<BTreeMap<u32, bool>>,
+}
+
+impl HostFeatures {
+    fn has(&self, feature: CpuidFeature) -> bool {
+        *self.known.borrow_mut().entry(feature as u32).or_insert_with(|| match feature {
+            CpuidFeature::SSE3 => is_x86_feature_detected!("sse3"),
+            CpuidFeature::SSSE3 => is_x86_feature_detected!("ssse3"),
+            CpuidFeature::SSE4_1 => is_x86_feature_detected!("sse4.1"),
+            CpuidFeature::SSE4_2 => is_x86_feature_detected!("sse4.2"),
+            CpuidFeature::AES => is_x86_feature_detected!("aes"),
+            CpuidFeature::PCLMULQDQ => is_x86_feature_detected!("pclmulqdq"),
+            CpuidFeature::CMPXCHG16B => is_x86_feature_detected!("cmpxchg16b"),
+            CpuidFeature::POPCNT => is_x86_feature_detected!("popcnt"),
+            CpuidFeature::XSAVE => is_x86_feature_detected!("xsave"),
+            CpuidFeature::XSAVEOPT => is_x86_feature_detected!("xsaveopt"),
+            CpuidFeature::FSGSBASE => user_fsgsbase(),
+            // The rest is what every x86-64 processor has.
+            _ => true,
+        })
+    }
+}
+
+/// Whether the kernel lets user code read FS and GS bases: bit 1 of AT_HWCAP2.
+#[allow(unsafe_code)]
+fn user_fsgsbase() -> bool {
+    // SAFETY: reads the auxiliary vector.
+    unsafe { libc::getauxval(libc::AT_HWCAP2) & 2 != 0 }
+}
+
+fn group(code: Code) -> Group {
+    let vector = |feature: &CpuidFeature| {
+        use CpuidFeature::*;
+        matches!(feature, MMX | SSE | SSE2 | SSE3 | SSSE3 | SSE4_1 | SSE4_2 | AES | PCLMULQDQ)
+    };
+    let features = code.cpuid_features();
+    if features
+        .iter()
+        .any(|feature| matches!(feature, CpuidFeature::FPU | CpuidFeature::FPU287 | CpuidFeature::FPU387))
+    {
+        Group::X87
+    } else if features.iter().any(vector) || code.op_code().is_save_restore() {
+        Group::Vector
+    } else {
+        Group::Integer
+    }
+}
+
+fn verdict(code: Code, host: &HostFeatures) -> Verdict {
+    if let Some(reason) = reason(code) {
+        return Verdict::Skip(reason);
+    }
+    match code.cpuid_features().iter().find(|&&feature| !host.has(feature)) {
+        Some(&feature) => Verdict::HostLacks(feature),
+        None => Verdict::Run,
+    }
+}
+
+/// Why an encoding is never run on the host.
+fn reason(code: Code) -> Option<&'static str> {
+    use Mnemonic::*;
+    let info = code.op_code();
+    let loads_segment = || {
+        info.op_count() > 0
+            && matches!(
+                info.op_kind(0),
+                OpCodeOperandKind::seg_reg
+                    | OpCodeOperandKind::es
+                    | OpCodeOperandKind::ss
+                    | OpCodeOperandKind::ds
+                    | OpCodeOperandKind::fs
+                    | OpCodeOperandKind::gs
+            )
+            && !matches!(code.mnemonic(), Push)
+    };
+    Some(match code.mnemonic() {
+        Sgdt | Sidt | Sldt | Str | Smsw => "kernels with UMIP fake it",
+        Lar | Lsl | Verr | Verw => "shows the host's descriptor tables",
+        Lss | Lfs | Lgs => "loads a segment register",
+        Mov | Pop if loads_segment() => "loads a segment register",
+        Retf | Iret | Iretd | Iretq => "far transfer through the host's descriptor tables",
+        Call | Jmp if info.memory_size() != iced_x86::MemorySize::Unknown && is_far(code) => {
+            "far transfer through the host's descriptor tables"
+        }
+        Int | Int1 => "goes through the host's interrupt table",
+        Syscall | Sysenter => "system call",
+        Wrfsbase | Wrgsbase => "loads a segment base",
+        Cpuid | Rdtsc | Rdtscp | Rdrand | Xgetbv | Rdpmc => "the host's answer differs",
+        _ if info.is_privileged() || info.is_input_output() || info.must_be_cpl0() => "privileged",
+        Cli | Sti => "privileged",
+        _ => return None,
+    })
+}
+
+fn is_far(code: Code) -> bool {
+    matches!(
+        code,
+        Code::Call_m1616
+            | Code::Call_m1632
+            | Code::Call_m1664
+            | Code::Jmp_m1616
+            | Code::Jmp_m1632
+            | Code::Jmp_m1664
+    )
+}
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn list() {
+        for e in super::catalog() {
+            println!("{:?} {:?} {:?} {:?}", e.code, e.group, e.verdict, e.code.cpuid_features());
+        }
+    }
+}

@@ -1,0 +1,219 @@
+//! Instances of an encoding: which registers, what form of memory operand, which immediates and prefixes.
+//!
+//! A memory operand is chosen by its form only; its address is solved for later, when the registers have values.
+
+use iced_x86::{Code, Instruction, Mnemonic, OpCodeOperandKind as Kind, OpKind, Register};
+
+use crate::random::Random;
+
+/// The form of a memory operand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Form {
+    /// General registers by encoding; RIP-relative has neither.
+    pub base: Option<usize>,
+    pub index: Option<usize>,
+    pub scale: u32,
+    /// Bytes of the displacement: 0, 1, 4, or 8 for the absolute addresses of MOV.
+    pub displacement: u32,
+    pub rip: bool,
+    /// 67: only the low halves of the registers count.
+    pub address32: bool,
+}
+
+/// An encoding with its operands; the memory operand still without an address.
+#[derive(Clone, Debug)]
+pub struct Instance {
+    pub insn: Instruction,
+    pub form: Option<Form>,
+    /// 67, whatever the operands are.
+    pub address32: bool,
+    /// Ineffective prefixes to put before the instruction.
+    pub extra: Option<u8>,
+}
+
+/// Registers by width and encoding.
+fn gpr(size: usize, n: usize) -> Register {
+    let first = match size {
+        1 if n >= 4 => return [Register::SPL, Register::R8L][n / 8] + (n as u32 - [4, 8][n / 8]),
+        1 => Register::AL,
+        2 => Register::AX,
+        4 => Register::EAX,
+        _ => Register::RAX,
+    };
+    first + n as u32
+}
+
+/// Chooses the operands of an encoding.
+pub fn instance(code: Code, random: &mut Random) -> Instance {
+    let info = code.op_code();
+    let mut insn = Instruction::default();
+    insn.set_code(code);
+    // A third of the instances uses few registers, so that they coincide.
+    let few = random.one_in(3);
+    let address32 = random.one_in(8);
+    let mut form = None;
+    let register = |random: &mut Random| -> usize { random.below(if few { 3 } else { 16 }) as usize };
+    for (n, &kind) in info.op_kinds().iter().enumerate() {
+        let n = n as u32;
+        let memory = form_allowed(kind) && (register_of(kind).is_none() || random.one_in(2));
+        if memory {
+            let chosen = memory_form(kind, code, address32, random, register);
+            set_form(&mut insn, n, &chosen);
+            form = Some(chosen);
+        } else if let Some(choose) = register_of(kind) {
+            insn.set_op_kind(n, OpKind::Register);
+            let number = register(random);
+            insn.set_op_register(n, choose(random, number));
+        } else {
+            other(&mut insn, n, kind, address32, random);
+        }
+    }
+    let in_memory = form.is_some();
+    if in_memory && info.can_use_lock_prefix() && random.one_in(3) {
+        insn.set_has_lock_prefix(true);
+    }
+    match (info.can_use_rep_prefix(), info.can_use_repne_prefix()) {
+        (true, both) if insn.is_string_instruction() => match random.below(3) {
+            0 => {}
+            1 if both => insn.set_has_repne_prefix(true),
+            _ => insn.set_has_rep_prefix(true),
+        },
+        _ => {}
+    }
+    let extra = random.one_in(12).then(|| random.pick(&[0x26, 0x2e, 0x36, 0x3e]));
+    Instance { insn, form, address32, extra }
+}
+
+type Choose = fn(&mut Random, usize) -> Register;
+
+/// How to name a register for an operand that is one or may be one.
+fn register_of(kind: Kind) -> Option<Choose> {
+    Some(match kind {
+        Kind::r8_or_mem | Kind::r8_reg | Kind::r8_opcode => |random, n| {
+            // Half of the registers that could be a high byte are.
+            if n < 4 && random.one_in(2) { Register::AH + n as u32 } else { gpr(1, n) }
+        },
+        Kind::r16_or_mem | Kind::r16_reg | Kind::r16_rm | Kind::r16_opcode => |_, n| gpr(2, n),
+        Kind::r32_or_mem | Kind::r32_reg | Kind::r32_rm | Kind::r32_opcode => |_, n| gpr(4, n),
+        Kind::r64_or_mem | Kind::r64_reg | Kind::r64_rm | Kind::r64_opcode => |_, n| gpr(8, n),
+        Kind::mm_or_mem | Kind::mm_reg | Kind::mm_rm => |_, n| Register::MM0 + (n as u32 & 7),
+        Kind::xmm_or_mem | Kind::xmm_reg | Kind::xmm_rm => |_, n| Register::XMM0 + n as u32,
+        Kind::sti_opcode => |_, n| Register::ST0 + (n as u32 & 7),
+        // Only stored: loads are not run.
+        Kind::seg_reg => |random, _| Register::ES + random.below(6) as u32,
+        _ => return None,
+    })
+}
+
+fn form_allowed(kind: Kind) -> bool {
+    matches!(
+        kind,
+        Kind::mem
+            | Kind::mem_offs
+            | Kind::r8_or_mem
+            | Kind::r16_or_mem
+            | Kind::r32_or_mem
+            | Kind::r64_or_mem
+            | Kind::mm_or_mem
+            | Kind::xmm_or_mem
+    )
+}
+
+fn memory_form(
+    kind: Kind,
+    code: Code,
+    address32: bool,
+    random: &mut Random,
+    register: impl Fn(&mut Random) -> usize,
+) -> Form {
+    let mut form = Form { base: None, index: None, scale: 1, displacement: 4, rip: false, address32 };
+    if kind == Kind::mem_offs {
+        form.displacement = if address32 { 4 } else { 8 };
+        return form;
+    }
+    // A base; base and index; index only; RIP-relative; absolute.
+    let shape = random.below(12);
+    if shape < 9 {
+        form.base = Some(register(random));
+        form.displacement = random.pick(&[0, 1, 1, 4]);
+    }
+    if (5..10).contains(&shape) {
+        form.index = Some(register(random)).filter(|&n| n != 4);
+        form.scale = random.pick(&[1, 2, 4, 8]);
+        form.scale = if form.index.is_none() { 1 } else { form.scale };
+    }
+    form.rip = shape == 10;
+    // What is pushed to is RSP; only a displacement can then lead anywhere.
+    if form.base == Some(4) && code.op_code().is_stack_instruction() {
+        form.displacement = 4;
+        form.index = None;
+        form.scale = 1;
+    }
+    form
+}
+
+fn set_form(insn: &mut Instruction, operand: u32, form: &Form) {
+    insn.set_op_kind(operand, OpKind::Memory);
+    let size = if form.address32 { 4 } else { 8 };
+    let rip = if form.address32 { Register::EIP } else { Register::RIP };
+    let base = form.base.map_or(Register::None, |n| gpr(size, n));
+    insn.set_memory_base(if form.rip { rip } else { base });
+    insn.set_memory_index(form.index.map_or(Register::None, |n| gpr(size, n)));
+    insn.set_memory_index_scale(form.scale);
+    let absolute = form.base.is_none() && form.displacement == 4;
+    let size = if absolute && !form.address32 { 8 } else { form.displacement };
+    insn.set_memory_displ_size(size);
+}
+
+/// Operands that are neither chosen registers nor ModRM memory.
+fn other(insn: &mut Instruction, n: u32, kind: Kind, address32: bool, random: &mut Random) {
+    let fixed = match kind {
+        Kind::al => Register::AL,
+        Kind::cl => Register::CL,
+        Kind::ax => Register::AX,
+        Kind::dx => Register::DX,
+        Kind::eax => Register::EAX,
+        Kind::rax => Register::RAX,
+        Kind::st0 => Register::ST0,
+        Kind::es => Register::ES,
+        Kind::cs => Register::CS,
+        Kind::ss => Register::SS,
+        Kind::ds => Register::DS,
+        Kind::fs => Register::FS,
+        Kind::gs => Register::GS,
+        _ => Register::None,
+    };
+    if fixed != Register::None {
+        insn.set_op_kind(n, OpKind::Register);
+        insn.set_op_register(n, fixed);
+        return;
+    }
+    let wide = |long: OpKind, short: OpKind| if address32 { short } else { long };
+    let op_kind = match kind {
+        Kind::imm8 if n > 0 && insn.mnemonic() == Mnemonic::Enter => OpKind::Immediate8_2nd,
+        Kind::imm8 | Kind::imm8_const_1 => OpKind::Immediate8,
+        Kind::imm8sex16 => OpKind::Immediate8to16,
+        Kind::imm8sex32 => OpKind::Immediate8to32,
+        Kind::imm8sex64 => OpKind::Immediate8to64,
+        Kind::imm16 => OpKind::Immediate16,
+        Kind::imm32 => OpKind::Immediate32,
+        Kind::imm32sex64 => OpKind::Immediate32to64,
+        Kind::imm64 => OpKind::Immediate64,
+        Kind::br64_1 | Kind::br64_4 => OpKind::NearBranch64,
+        Kind::seg_rSI => wide(OpKind::MemorySegRSI, OpKind::MemorySegESI),
+        Kind::es_rDI => wide(OpKind::MemoryESRDI, OpKind::MemoryESEDI),
+        Kind::seg_rDI => wide(OpKind::MemorySegRDI, OpKind::MemorySegEDI),
+        Kind::seg_rBX_al => {
+            insn.set_op_kind(n, OpKind::Memory);
+            insn.set_memory_base(if address32 { Register::EBX } else { Register::RBX });
+            insn.set_memory_index(Register::AL);
+            return;
+        }
+        _ => unreachable!("an operand kind that no encoding of the model has: {kind:?}"),
+    };
+    insn.set_op_kind(n, op_kind);
+    if !matches!(kind, Kind::br64_1 | Kind::br64_4 | Kind::seg_rSI | Kind::es_rDI | Kind::seg_rDI) {
+        let value = random.integer();
+        insn.set_immediate_u64(n, if kind == Kind::imm8_const_1 { 1 } else { value });
+    }
+}

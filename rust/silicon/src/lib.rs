@@ -1,0 +1,21 @@
+//! The silicon oracle: because the host runs the same instruction set, every unprivileged instruction of a CPU model can
+//! be executed for real on random state in a scratch page, and compared with the engine register by register, flag by
+//! flag, byte by byte. See `docs/testing-silicon.md`.
+//!
+//! [`host`] runs a [`case::Case`] on the processor, [`guest`] on the engine; [`catalog`] lists the encodings of the model
+//! and what is not run; [`encode`], [`prepare`] and `values` make cases of them; [`compare`] knows what is defined;
+//! [`suite`] puts these together and [`report`] says what was covered.
+#![cfg(all(target_arch = "x86_64", target_os = "linux"))]
+
+pub mod case;
+pub mod catalog;
+pub mod compare;
+pub mod encode;
+pub mod guest;
+pub mod host;
+pub mod prepare;
+pub mod random;
+pub mod report;
+pub mod space;
+pub mod suite;
+mod values;

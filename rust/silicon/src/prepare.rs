@@ -1,0 +1,488 @@
+//! From an instance to a case: registers and memory such that the instruction finds its operands where they are wanted,
+//! and values that make it do something.
+
+use iced_x86::{Encoder, Instruction, Mnemonic, OpKind, Register};
+
+use crate::case::{Case, RSP};
+use crate::catalog::Entry;
+use crate::encode::{Form, Instance, instance};
+use crate::random::Random;
+use crate::space::{CODE, HIGH, LOW, PAGE, WINDOW, WRITABLE};
+use crate::values;
+
+/// What is to happen at one of the instruction's memory operands, or at its own bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Kind {
+    Normal,
+    /// An operand on a page that is not there.
+    Hole,
+    /// An operand that begins on a writable page and ends on one that is not there.
+    Cross,
+    ReadOnly,
+    /// An operand that begins on a read-only page and ends on a writable one.
+    CrossReadOnly,
+    NonCanonical,
+    /// The instruction ends with its page; the next page is not there.
+    CodeEnd,
+    /// The instruction goes on in a page that is not there.
+    CodeCross,
+}
+
+impl Kind {
+    pub const FAULTS: [Kind; 7] = [
+        Kind::Hole,
+        Kind::Cross,
+        Kind::ReadOnly,
+        Kind::CrossReadOnly,
+        Kind::NonCanonical,
+        Kind::CodeEnd,
+        Kind::CodeCross,
+    ];
+}
+
+/// A case of one instruction.
+#[derive(Clone, Debug)]
+pub struct Prepared {
+    pub case: Case,
+    pub kind: Kind,
+    pub insn: Instruction,
+}
+
+/// Ways to memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Access {
+    Operand,
+    Stack,
+    /// rSI.
+    Source,
+    /// rDI, of strings and of masked moves.
+    Destination,
+    /// rBX + AL.
+    Table,
+}
+
+const RAX: usize = 0;
+const RCX: usize = 1;
+const RDX: usize = 2;
+const RBX: usize = 3;
+const RBP: usize = 5;
+const RSI: usize = 6;
+const RDI: usize = 7;
+
+/// A case in the making.
+pub(crate) struct Maker<'a> {
+    pub random: &'a mut Random,
+    pub case: Case,
+    pub insn: Instruction,
+    pub form: Option<Form>,
+    /// Base of the data region.
+    region: u64,
+    kind: Kind,
+    /// The access that `kind` is about.
+    victim: Option<Access>,
+    /// Registers whose values are settled.
+    pinned: u16,
+    /// Where the ModRM operand is.
+    pub target: u64,
+}
+
+/// Makes a case of an encoding; `None` when the random choices do not fit together.
+pub fn prepare(entry: &Entry, kind: Kind, random: &mut Random) -> Option<Prepared> {
+    let Instance { insn, form, address32, extra } = instance(entry.code, random);
+    let reaches_high = !address32 && form.is_none_or(|form| form.base.is_some() || form.displacement == 8);
+    let region = if reaches_high && random.one_in(2) { HIGH } else { LOW };
+    let accesses = accesses(&insn, form.is_some());
+    let kind = match kind {
+        Kind::CodeEnd | Kind::CodeCross => kind,
+        _ if accesses.is_empty() => Kind::Normal,
+        Kind::NonCanonical if !reaches_high => Kind::Hole,
+        _ => kind,
+    };
+    let about_code = matches!(kind, Kind::Normal | Kind::CodeEnd | Kind::CodeCross);
+    let victim = (!about_code).then(|| random.pick(&accesses));
+    let mut case = Case::ZERO;
+    let span = WRITABLE - WINDOW as u64;
+    let anywhere = 8 * random.below(span / 8);
+    case.window_at = region
+        + match kind {
+            // The window is where the pages meet.
+            Kind::Hole | Kind::Cross => span,
+            Kind::ReadOnly | Kind::CrossReadOnly => 0,
+            _ => random.pick(&[0, span / 2, span, anywhere]),
+        };
+    random.fill(&mut case.window);
+    values::state(&mut case.state, random, entry.group);
+    case.state.rip = CODE + 0x800 + random.below(64);
+    let mut maker = Maker { random, case, insn, form, region, kind, victim, pinned: 0, target: 0 };
+    for &access in &accesses {
+        maker.place(access);
+    }
+    maker.before();
+    maker.solve(address32)?;
+    values::operands(&mut maker, entry.group);
+    maker.branch();
+    maker.encode(extra)
+}
+
+/// How an instruction reaches memory.
+fn accesses(insn: &Instruction, operand: bool) -> Vec<Access> {
+    use Mnemonic::*;
+    let mut list = Vec::new();
+    let silent = |m: Mnemonic| {
+        insn.op_code().is_nop() || insn.op_code().is_reserved_nop() || matches!(m, Lea | Ud0 | Ud1)
+    };
+    if operand && !silent(insn.mnemonic()) {
+        list.push(Access::Operand);
+    }
+    let kinds = (0..insn.op_count()).map(|n| insn.op_kind(n));
+    for kind in kinds {
+        match kind {
+            OpKind::MemorySegRSI | OpKind::MemorySegESI => list.push(Access::Source),
+            OpKind::MemoryESRDI | OpKind::MemoryESEDI | OpKind::MemorySegRDI | OpKind::MemorySegEDI => {
+                list.push(Access::Destination);
+            }
+            _ => {}
+        }
+    }
+    if insn.mnemonic() == Xlatb {
+        list.push(Access::Table);
+    }
+    if insn.is_stack_instruction() {
+        list.push(Access::Stack);
+    }
+    list
+}
+
+impl Maker<'_> {
+    /// Bytes of the ModRM operand.
+    pub fn size(&self) -> u64 {
+        match self.insn.mnemonic() {
+            Mnemonic::Xsave | Mnemonic::Xsave64 | Mnemonic::Xsaveopt | Mnemonic::Xsaveopt64 => 576,
+            Mnemonic::Xrstor | Mnemonic::Xrstor64 => 576,
+            Mnemonic::Clflush => 1,
+            _ => (self.insn.memory_size().size() as u64).max(1),
+        }
+    }
+
+    /// An address for an operand of `size` bytes that leaves `margin` bytes of the window on both sides.
+    fn address(&mut self, access: Access, size: u64, margin: u64) -> u64 {
+        let kind = if self.victim == Some(access) { self.kind } else { Kind::Normal };
+        let random = &mut *self.random;
+        match kind {
+            Kind::Hole => {
+                self.region.wrapping_add(random.pick(&[WRITABLE, (2 * PAGE).wrapping_neg()]))
+                    + random.below(PAGE - 1024)
+            }
+            Kind::Cross => self.region + WRITABLE - 1 - random.below((size - 1).max(1)),
+            Kind::ReadOnly => self.region - PAGE + random.below(PAGE - size),
+            Kind::CrossReadOnly => self.region - 1 - random.below((size - 1).max(1)),
+            Kind::NonCanonical => {
+                random.pick(&[0x8000_0000_0000, 0x7fff_ffff_ffff_f000, 1 << 63]) + random.below(PAGE)
+            }
+            _ => {
+                let room = WINDOW as u64 - size - 2 * margin;
+                let at = self.case.window_at + margin + random.below(room + 1);
+                let align =
+                    if size.is_power_of_two() { size.min(64) } else { if size > 512 { 64 } else { 16 } };
+                if random.one_in(5) { at } else { (at & !(align - 1)).max(self.case.window_at) }
+            }
+        }
+    }
+
+    /// Gives an access its address, and the registers that say so their values.
+    fn place(&mut self, access: Access) {
+        match access {
+            Access::Operand => {
+                let far = matches!(
+                    self.insn.mnemonic(),
+                    Mnemonic::Bt | Mnemonic::Bts | Mnemonic::Btr | Mnemonic::Btc
+                );
+                self.target = self.address(access, self.size(), if far { 640 } else { 0 });
+                if self.is_locked() {
+                    // Locked accesses across lines are slow on the host, or faults if it watches for them.
+                    self.target &= !(self.size() - 1);
+                }
+            }
+            Access::Stack => {
+                let at = self.address(access, 8, 640);
+                // A push goes below.
+                let above = if self.kind != Kind::Normal && self.random.one_in(2) { 8 } else { 0 };
+                self.pin(RSP, at.wrapping_add(above));
+                if matches!(self.insn.mnemonic(), Mnemonic::Leave | Mnemonic::Enter) {
+                    let frame = self.address(access, 8, 640);
+                    self.pin(RBP, frame);
+                }
+            }
+            Access::Source => {
+                let at = self.address(access, self.size(), 256);
+                self.pin(RSI, at);
+            }
+            Access::Destination => {
+                let at = self.address(access, self.size(), 256);
+                self.pin(RDI, at);
+            }
+            Access::Table => {
+                let at = self.address(access, 1, 0);
+                let base = at.wrapping_sub(self.case.state.gpr[RAX] & 0xff);
+                self.pin(RBX, base);
+            }
+        }
+    }
+
+    fn is_locked(&self) -> bool {
+        self.insn.has_lock_prefix() || self.insn.mnemonic() == Mnemonic::Xchg
+    }
+
+    /// Settles a register; with 32-bit addresses the upper half stays noise.
+    fn pin(&mut self, n: usize, value: u64) {
+        self.case.state.gpr[n] = value;
+        self.pinned |= 1 << n;
+    }
+
+    /// Values that addresses depend on or that the address must not spoil.
+    fn before(&mut self) {
+        use Mnemonic::*;
+        let gpr = &mut self.case.state.gpr;
+        match self.insn.mnemonic() {
+            Rol | Ror | Rcl | Rcr | Shl | Shr | Sal | Sar | Shld | Shrd => {
+                let count = self.random.pick(&[0, 1, 2, 7, 8, 9, 15, 16, 17, 18, 31, 32, 33, 63, 64, 255]);
+                gpr[RCX] =
+                    gpr[RCX] & !0xff | if self.random.one_in(2) { count } else { self.random.below(256) };
+            }
+            Loop | Loope | Loopne | Jecxz | Jrcxz => {
+                gpr[RCX] = self.random.pick(&[0, 1, 2, 1 << 32, 1 << 32 | 1, u64::MAX, gpr[RCX]]);
+            }
+            Bt | Bts | Btr | Btc if self.insn.op1_kind() == OpKind::Register && self.form.is_some() => {
+                // The bit offset reaches beyond the operand: keep it near.
+                let n = self.insn.op1_register().number();
+                let reach = if self.kind == Kind::Normal { 0x1000 } else { 64 };
+                let offset = self.random.below(2 * reach).wrapping_sub(reach);
+                self.pin(n, offset);
+            }
+            Pcmpestri | Pcmpestrm | Pcmpestri64 | Pcmpestrm64 => {
+                for n in [RAX, RDX] {
+                    if !self.random.one_in(4) {
+                        self.case.state.gpr[n] = self.random.below(41).wrapping_sub(20);
+                    }
+                }
+            }
+            Xsave | Xsave64 | Xsaveopt | Xsaveopt64 | Xrstor | Xrstor64 => {
+                // Components of x87 and SSE only: the host has more.
+                gpr[RAX] = self.random.pick(&[0, 1, 2, 3, 3, 3]);
+                gpr[RDX] = 0;
+                self.pinned |= 1 << RAX | 1 << RDX;
+            }
+            _ => {}
+        }
+        if self.insn.is_string_instruction() {
+            let gpr = &mut self.case.state.gpr;
+            if self.insn.has_rep_prefix() || self.insn.has_repne_prefix() {
+                gpr[RCX] = self.random.below(9);
+            }
+            if self.pinned & (1 << RSI | 1 << RDI) == (1 << RSI | 1 << RDI)
+                && self.victim.is_none()
+                && self.random.one_in(4)
+            {
+                gpr[RDI] = gpr[RSI].wrapping_add(self.random.below(33)).wrapping_sub(16);
+            }
+        }
+    }
+
+    /// Makes the ModRM operand's address what it is to be, by a register's value or the displacement.
+    fn solve(&mut self, address32: bool) -> Option<()> {
+        let mask = if address32 { u64::from(u32::MAX) } else { u64::MAX };
+        let noise = if address32 { self.random.bits() & !mask } else { 0 };
+        for n in [RSI, RDI, RBX, RCX] {
+            let string = self.insn.is_string_instruction();
+            let used = self.pinned >> n & 1 != 0
+                && (string || self.insn.mnemonic() == Mnemonic::Xlatb || self.form.is_none());
+            if address32 && (used || string && n == RCX) {
+                self.case.state.gpr[n] = self.case.state.gpr[n] & mask | noise;
+            }
+        }
+        let Some(form) = self.form else { return Some(()) };
+        if !accesses(&self.insn, true).contains(&Access::Operand) {
+            let anywhere = form.base.is_some() || form.index.is_some();
+            self.target =
+                if anywhere && !address32 { self.random.integer() } else { LOW + self.random.below(PAGE) };
+        }
+        let target = self.target & mask;
+        let gpr = &mut self.case.state.gpr;
+        let scale = u64::from(form.scale);
+        let fixed = |n: usize| self.pinned >> n & 1 != 0;
+        let displacement = match (form.base, form.index) {
+            (None, None) => target,
+            (Some(base), Some(index)) if base == index => {
+                if fixed(base) {
+                    return None;
+                }
+                gpr[base] = target / (1 + scale) | noise;
+                target % (1 + scale)
+            }
+            (Some(base), index) if fixed(base) => {
+                let index = index.map_or(0, |n| gpr[n].wrapping_mul(scale));
+                target.wrapping_sub(gpr[base]).wrapping_sub(index)
+            }
+            (Some(base), index) => {
+                let displacement = match form.displacement {
+                    0 => 0,
+                    1 => self.random.bits() as i8 as u64,
+                    _ => self.random.integer() as i32 as u64,
+                };
+                let index = index.map_or(0, |n| gpr[n].wrapping_mul(scale));
+                gpr[base] = target.wrapping_sub(index).wrapping_sub(displacement) & mask | noise;
+                displacement
+            }
+            (None, Some(index)) if fixed(index) => target.wrapping_sub(gpr[index].wrapping_mul(scale)),
+            (None, Some(index)) => {
+                let displacement = self.random.bits() as i8 as u64;
+                let value = (target.wrapping_sub(displacement) & mask) / scale;
+                gpr[index] = value | noise;
+                target.wrapping_sub(value.wrapping_mul(scale))
+            }
+        };
+        let displacement = if address32 { displacement as i32 as u64 } else { displacement };
+        let absolute = form.base.is_none() && form.index.is_none();
+        if !absolute && displacement as i32 as u64 != displacement {
+            return None;
+        }
+        let size = match form.displacement {
+            0 if displacement == 0 => 0,
+            0 | 1 if displacement as i8 as u64 == displacement => 1,
+            _ if address32 => 4,
+            _ => 8,
+        };
+        self.insn.set_memory_displ_size(size);
+        self.insn.set_memory_displacement64(if address32 { displacement & mask } else { displacement });
+        Some(())
+    }
+
+    /// Gives branches a target: mostly in the code page, where an INT3 waits.
+    fn branch(&mut self) {
+        use Mnemonic::*;
+        let is_near = (0..self.insn.op_count()).any(|n| self.insn.op_kind(n) == OpKind::NearBranch64);
+        if is_near {
+            let short = self.insn.op_code().op_kind(0) == iced_x86::OpCodeOperandKind::br64_1;
+            let target = self.code_target(short);
+            self.insn.set_near_branch64(target);
+            return;
+        }
+        match self.insn.mnemonic() {
+            Jmp | Call => {
+                let target = self.code_target(false);
+                self.set_operand(0, target);
+            }
+            Ret => {
+                let target = self.code_target(false);
+                let at = self.case.state.gpr[RSP];
+                self.poke(at, &target.to_le_bytes());
+            }
+            _ => {}
+        }
+    }
+
+    fn code_target(&mut self, short: bool) -> u64 {
+        let rip = self.case.state.rip;
+        if short {
+            return rip
+                .wrapping_add(self.random.pick(&[16, 60, 100]) + self.random.below(20))
+                .wrapping_sub(self.random.pick(&[0, 0, 140]));
+        }
+        let indirect = !(0..self.insn.op_count()).any(|n| self.insn.op_kind(n) == OpKind::NearBranch64);
+        match self.random.below(12) {
+            0 => CODE + PAGE + self.random.below(PAGE),
+            1 => LOW + self.random.below(WRITABLE),
+            2 if indirect => self.random.pick(&[1 << 47, 1 << 63, 0x7fff_ffff_ffff_ffff]),
+            3..=6 => CODE + self.random.below(0x700),
+            _ => CODE + 0x900 + self.random.below(0x6f0),
+        }
+    }
+
+    /// Writes to the window what lies inside it.
+    pub fn poke(&mut self, address: u64, bytes: &[u8]) {
+        for (i, byte) in bytes.iter().enumerate() {
+            let at = address.wrapping_add(i as u64).wrapping_sub(self.case.window_at);
+            if let Some(slot) = self.case.window.get_mut(at as usize) {
+                *slot = *byte;
+            }
+        }
+    }
+
+    /// Reads from the window, zeros elsewhere.
+    pub fn peek(&self, address: u64) -> u64 {
+        (0..8).rev().fold(0, |value, i| {
+            let at = address.wrapping_add(i).wrapping_sub(self.case.window_at);
+            value << 8 | u64::from(self.case.window.get(at as usize).copied().unwrap_or(0))
+        })
+    }
+
+    /// Sets a general register or memory operand, unless an address depends on the register.
+    pub fn set_operand(&mut self, n: u32, value: u64) {
+        if self.insn.op_kind(n) == OpKind::Memory {
+            let size = self.size().min(8) as usize;
+            let target = self.target;
+            self.poke(target, &value.to_le_bytes()[..size]);
+            return;
+        }
+        let register = self.insn.op_register(n);
+        let full = register.full_register().number();
+        if self.is_address(full) {
+            return;
+        }
+        let slot = &mut self.case.state.gpr[full];
+        let (shift, size) = match register {
+            Register::AH | Register::CH | Register::DH | Register::BH => (8, 1),
+            _ => (0, register.size()),
+        };
+        let mask = u64::MAX >> (64 - 8 * size) << shift;
+        *slot = *slot & !mask | value << shift & mask;
+    }
+
+    /// The value of a general register or memory operand.
+    pub fn operand(&self, n: u32) -> u64 {
+        if self.insn.op_kind(n) == OpKind::Memory {
+            return self.peek(self.target) & u64::MAX >> (64 - 8 * self.size().min(8));
+        }
+        let register = self.insn.op_register(n);
+        let value = self.case.state.gpr[register.full_register().number()];
+        match register {
+            Register::AH | Register::CH | Register::DH | Register::BH => value >> 8 & 0xff,
+            _ => value & u64::MAX >> (64 - 8 * register.size()),
+        }
+    }
+
+    /// Whether an address is made from this register.
+    pub fn is_address(&self, n: usize) -> bool {
+        self.pinned >> n & 1 != 0
+            || self.form.is_some_and(|form| form.base == Some(n) || form.index == Some(n))
+    }
+
+    fn encode(mut self, extra: Option<u8>) -> Option<Prepared> {
+        let mut encoder = Encoder::new(64);
+        let prefix = usize::from(extra.is_some());
+        let mut rip = self.case.state.rip;
+        let mut len = encoder.encode(&self.insn, rip + prefix as u64).ok()? + prefix;
+        match self.kind {
+            Kind::CodeEnd => rip = CODE + PAGE - len as u64,
+            Kind::CodeCross if len > 1 => rip = CODE + PAGE - 1 - self.random.below(len as u64 - 1),
+            _ => {}
+        }
+        if rip != self.case.state.rip {
+            self.case.state.rip = rip;
+            self.branch();
+            drop(encoder.take_buffer());
+            len = encoder.encode(&self.insn, rip + prefix as u64).ok()? + prefix;
+        }
+        let bytes = encoder.take_buffer();
+        let bytes = &bytes[bytes.len() + prefix - len..];
+        if let Some(extra) = extra {
+            self.case.code[0] = extra;
+        }
+        if len > 15 {
+            return None;
+        }
+        self.case.code[prefix..len].copy_from_slice(bytes);
+        self.case.code_len = len as u64;
+        Some(Prepared { case: self.case, kind: self.kind, insn: self.insn })
+    }
+}

@@ -1,0 +1,103 @@
+//! The generated suite: makes cases of every encoding of a group, runs them in batches on both executors and compares.
+
+use crate::case::{Case, end};
+use crate::catalog::{Entry, Group, Verdict, catalog};
+use crate::compare;
+use crate::guest::Guest;
+use crate::host::{BATCH, Host};
+use crate::prepare::{Kind, Prepared, prepare};
+use crate::random::Random;
+use crate::report::{self, Report};
+
+/// How much to run; from the environment.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    pub seed: u64,
+    /// Cases of one encoding.
+    pub cases: u64,
+    /// Only this case: encoding and number.
+    pub only: Option<(String, u64)>,
+}
+
+impl Plan {
+    /// `TRAPGATE_SEED` chooses the cases, `TRAPGATE_FULL=1` makes many more, `TRAPGATE_CASE=<encoding>:<number>` runs one.
+    pub fn from_environment(cases: u64, long: u64) -> Plan {
+        let variable = |name| std::env::var(name).ok();
+        let seed =
+            variable("TRAPGATE_SEED").map_or(1, |text| text.parse().expect("TRAPGATE_SEED is a number"));
+        let full = variable("TRAPGATE_FULL").is_some_and(|value| value == "1");
+        let only = variable("TRAPGATE_CASE").map(|text| {
+            let (code, number) = text.split_once(':').expect("TRAPGATE_CASE is encoding:number");
+            (code.to_owned(), number.parse().expect("TRAPGATE_CASE is encoding:number"))
+        });
+        Plan { seed, cases: if full { long } else { cases }, only }
+    }
+}
+
+/// Both executors.
+#[derive(Debug, Default)]
+pub struct Pair {
+    pub host: Host,
+    pub guest: Guest,
+}
+
+/// Runs every encoding of a group that the filter takes.
+pub fn run(group: Group, plan: &Plan, wanted: impl Fn(&Entry) -> bool) -> Report {
+    let mut report = Report::default();
+    let mut pair = Pair::default();
+    let mut batch: Vec<(Prepared, u64)> = Vec::with_capacity(BATCH);
+    for entry in catalog().iter().filter(|entry| entry.group == group && wanted(entry)) {
+        report.entry(entry);
+        if entry.verdict != Verdict::Run {
+            continue;
+        }
+        for number in 0..plan.cases {
+            if plan
+                .only
+                .as_ref()
+                .is_some_and(|(code, n)| *code != format!("{:?}", entry.code) || *n != number)
+            {
+                continue;
+            }
+            batch.push((one(entry, plan.seed, number), number));
+            if batch.len() == BATCH {
+                compare_batch(&mut pair, &mut batch, plan, &mut report);
+            }
+        }
+    }
+    compare_batch(&mut pair, &mut batch, plan, &mut report);
+    report
+}
+
+/// The case of this number: its own random numbers, so that it can be made alone.
+fn one(entry: &Entry, seed: u64, number: u64) -> Prepared {
+    let mut random = Random::fork(seed, &[entry.code as u64, number]);
+    let kind = if random.one_in(4) { random.pick(&Kind::FAULTS) } else { Kind::Normal };
+    for _ in 0..1000 {
+        if let Some(prepared) = prepare(entry, kind, &mut random) {
+            return prepared;
+        }
+    }
+    panic!("no instance of {:?} can be made", entry.code);
+}
+
+fn compare_batch(pair: &mut Pair, batch: &mut Vec<(Prepared, u64)>, plan: &Plan, report: &mut Report) {
+    let cases: Vec<Case> = batch.iter().map(|(prepared, _)| prepared.case).collect();
+    let outcomes = pair.host.run(&cases);
+    for ((prepared, number), silicon) in batch.drain(..).zip(outcomes) {
+        let case = &prepared.case;
+        let mut ours = pair.guest.run(case);
+        if pair.guest.stray().is_some() {
+            ours.trap.vector = end::STRAY;
+        }
+        report.case(&prepared.insn, prepared.kind, &silicon);
+        let undefined = compare::undefined(case, &prepared.insn);
+        if let Some(difference) = compare::difference(case, undefined, &silicon, &ours) {
+            let code = prepared.insn.code();
+            let field = report::field(&difference);
+            let again = format!("TRAPGATE_SEED={} TRAPGATE_CASE={code:?}:{number}", plan.seed);
+            let what = format!("{:?} {:?} {field}", code.mnemonic(), prepared.kind);
+            report.failure(what, || report::line(case, &again, &difference, &silicon, &ours));
+        }
+    }
+}
