@@ -14,6 +14,7 @@ mod fp;
 #[cfg(target_arch = "x86_64")]
 mod host;
 mod interface;
+mod native;
 mod operand;
 #[cfg(all(test, target_arch = "x86_64", target_os = "linux"))]
 mod sample;
@@ -36,15 +37,9 @@ pub use interface::{
     CR0_EM, CR0_MP, CR0_TS, CR4_OSFXSR, CR4_OSXMMEXCPT, CR4_OSXSAVE, Control, Operands, VectorException,
     XCR0_SSE, XCR0_X87, eflags,
 };
+pub use native::NativeFp;
 pub use soft::SoftFp;
 pub use state::{F80, MXCSR_MASK, MXCSR_RESET, VectorState, X87State, fsw};
-
-/// The fastest unit this host has.
-#[cfg(target_arch = "x86_64")]
-pub type NativeFp = HostFp;
-/// The fastest unit this host has.
-#[cfg(not(target_arch = "x86_64"))]
-pub type NativeFp = SoftFp;
 
 /// Which module executes an operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

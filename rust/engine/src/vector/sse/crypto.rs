@@ -7,7 +7,7 @@ use trapgate_x86::insn::{Insn, Operand};
 use super::super::interface::Operands;
 use super::super::operand::{size_mask, source_unaligned, unexpected};
 use super::super::state::VectorState;
-use super::lanes::{from_u8s, from_u32s, u8s, u32s};
+use super::lanes::{Bytes, from_u32s, from_u64s, pxor, u32s, u64s};
 
 /// Doubles in GF(2^8) with the polynomial x^8 + x^4 + x^3 + x + 1.
 const fn double(value: u8) -> u8 {
@@ -65,42 +65,46 @@ const fn times2(column: u32) -> u32 {
     ((column & 0x7f7f_7f7f) << 1) ^ (((column >> 7) & 0x0101_0101) * 0x1b)
 }
 
-fn mix_columns(state: u128, map: fn(u32) -> u32) -> u128 {
+fn mix_columns(state: Bytes, map: fn(u32) -> u32) -> Bytes {
     from_u32s(u32s(state).map(map))
 }
 
 /// ShiftRows and SubBytes together; they commute.
-fn shift_and_substitute(state: u128) -> u128 {
-    let state = u8s(state);
-    from_u8s(from_fn(|i| SBOX[usize::from(state[(i + 4 * (i % 4)) % 16])]))
+fn shift_and_substitute(state: Bytes) -> Bytes {
+    from_fn(|i| SBOX[usize::from(state[(i + 4 * (i % 4)) % 16])])
 }
 
-fn inverse_shift_and_substitute(state: u128) -> u128 {
-    let state = u8s(state);
-    from_u8s(from_fn(|i| INVERSE_SBOX[usize::from(state[(i + 12 * (i % 4)) % 16])]))
+fn inverse_shift_and_substitute(state: Bytes) -> Bytes {
+    from_fn(|i| INVERSE_SBOX[usize::from(state[(i + 12 * (i % 4)) % 16])])
 }
 
-pub(super) fn aesenc(state: u128, key: u128) -> u128 {
-    mix_columns(shift_and_substitute(state), mix) ^ key
+#[inline(always)]
+pub(super) fn aesenc(state: Bytes, key: Bytes) -> Bytes {
+    pxor(mix_columns(shift_and_substitute(state), mix), key)
 }
 
-pub(super) fn aesenclast(state: u128, key: u128) -> u128 {
-    shift_and_substitute(state) ^ key
+#[inline(always)]
+pub(super) fn aesenclast(state: Bytes, key: Bytes) -> Bytes {
+    pxor(shift_and_substitute(state), key)
 }
 
-pub(super) fn aesdec(state: u128, key: u128) -> u128 {
-    mix_columns(inverse_shift_and_substitute(state), inverse_mix) ^ key
+#[inline(always)]
+pub(super) fn aesdec(state: Bytes, key: Bytes) -> Bytes {
+    pxor(mix_columns(inverse_shift_and_substitute(state), inverse_mix), key)
 }
 
-pub(super) fn aesdeclast(state: u128, key: u128) -> u128 {
-    inverse_shift_and_substitute(state) ^ key
+#[inline(always)]
+pub(super) fn aesdeclast(state: Bytes, key: Bytes) -> Bytes {
+    pxor(inverse_shift_and_substitute(state), key)
 }
 
-pub(super) fn aesimc(_a: u128, b: u128) -> u128 {
+#[inline(always)]
+pub(super) fn aesimc(_a: Bytes, b: Bytes) -> Bytes {
     mix_columns(b, inverse_mix)
 }
 
-pub(super) fn aeskeygenassist(_a: u128, b: u128, round: u8) -> u128 {
+#[inline(always)]
+pub(super) fn aeskeygenassist(_a: Bytes, b: Bytes, round: u8) -> Bytes {
     let substitute = |word: u32| u32::from_le_bytes(word.to_le_bytes().map(|byte| SBOX[usize::from(byte)]));
     let [_, x1, _, x3] = u32s(b).map(substitute);
     let round = u32::from(round);
@@ -108,27 +112,42 @@ pub(super) fn aeskeygenassist(_a: u128, b: u128, round: u8) -> u128 {
 }
 
 /// The carry-less product of one half of each operand.
-pub(super) fn pclmulqdq(a: u128, b: u128, imm: u8) -> u128 {
-    let a = a >> (64 * u32::from(imm & 1)) & u128::from(u64::MAX);
-    let b = (b >> (64 * u32::from(imm >> 4 & 1))) as u64;
-    (0..64).fold(0, |product, i| if b >> i & 1 != 0 { product ^ a << i } else { product })
+#[inline(always)]
+pub(super) fn pclmulqdq(a: Bytes, b: Bytes, imm: u8) -> Bytes {
+    let (a, b) = (u64s(a)[usize::from(imm & 1)], u64s(b)[usize::from(imm >> 4 & 1)]);
+    // Reversing the bits of the factors reverses those of the product, of which 127 can be set.
+    let high = carry_less_low(a.reverse_bits(), b.reverse_bits()).reverse_bits() >> 1;
+    from_u64s([carry_less_low(a, b), high])
+}
+
+/// The low half of a carry-less product, by multiplications of numbers with every fourth bit only: sums of their products
+/// stay below 16 in all columns but the last, whose carry is lost, so the lowest bit of each column is the sum modulo 2.
+fn carry_less_low(a: u64, b: u64) -> u64 {
+    let mask = |i: usize| 0x1111_1111_1111_1111u64 << i;
+    (0..4).fold(0, |product, column| {
+        let sum = (0..4).fold(0, |sum, i| sum ^ (a & mask(i)).wrapping_mul(b & mask((column + 4 - i) % 4)));
+        product | sum & mask(column)
+    })
 }
 
 /// Remainders for CRC32: polynomial 11EDC6F41h, bits reflected (SDM vol. 2, CRC32).
-const CRC_TABLE: [u32; 256] = {
-    let mut table = [0; 256];
+/// Row n is for a byte that has n bytes behind it.
+static CRC_TABLES: [[u32; 256]; 8] = {
+    let mut tables = [[0; 256]; 8];
     let mut i = 0;
     while i < 256 {
         let mut crc = i as u32;
         let mut bit = 0;
-        while bit < 8 {
+        while bit < 64 {
             crc = crc >> 1 ^ (if crc & 1 != 0 { 0x82f6_3b78 } else { 0 });
             bit += 1;
+            if bit % 8 == 0 {
+                tables[bit / 8 - 1][i] = crc;
+            }
         }
-        table[i] = crc;
         i += 1;
     }
-    table
+    tables
 };
 
 /// CRC32, which needs no vector state and is not subject to CR0 or CR4.
@@ -145,9 +164,12 @@ pub(in crate::vector) fn crc32<O: Operands>(
         _ => 1,
     };
     let value = source_unaligned(state, ops, src)? as u64 & size_mask(len);
-    let crc = value.to_le_bytes()[..usize::from(len)]
-        .iter()
-        .fold(ops.gpr(reg) as u32, |crc, byte| crc >> 8 ^ CRC_TABLE[usize::from(crc as u8 ^ byte)]);
+    let (crc, len) = (ops.gpr(reg) as u32, usize::from(len));
+    // The old remainder goes into the bytes it meets; what is longer than they are stays.
+    let mixed = (value ^ u64::from(crc)).to_le_bytes();
+    let kept = u64::from(crc) >> (8 * len.min(4));
+    let crc = mixed[..len].iter().zip(CRC_TABLES[..len].iter().rev());
+    let crc = crc.fold(kept as u32, |crc, (byte, table)| crc ^ table[usize::from(*byte)]);
     ops.set_gpr(reg, crc.into(), size);
     Ok(())
 }
@@ -159,25 +181,27 @@ mod tests {
     /// The example of FIPS 197, appendix B: first round, and encryption undone by decryption.
     #[test]
     fn first_round_of_the_standards_example() {
-        let bytes = |text: &str| {
-            from_u8s(from_fn(|i| {
-                u8::from_str_radix(&text[2 * i..2 * i + 2], 16).expect("two hexadecimal digits")
-            }))
+        let bytes = |text: &str| -> Bytes {
+            from_fn(|i| u8::from_str_radix(&text[2 * i..2 * i + 2], 16).expect("two hexadecimal digits"))
         };
         let start = bytes("193de3bea0f4e22b9ac68d2ae9f84808");
         let key = bytes("a0fafe1788542cb123a339392a6c7605");
         assert_eq!(aesenc(start, key), bytes("a49c7ff2689f352b6b5bea43026a5049"));
-        assert_eq!(aesdeclast(aesenclast(start, key) ^ key, 0), start);
-        assert_eq!(aesimc(0, mix_columns(start, mix)), start);
-        let schedule = aeskeygenassist(0, bytes("2b7e151628aed2a6abf7158809cf4f3c"), 1);
+        assert_eq!(aesdeclast(aesenclast(start, [0; 16]), [0; 16]), start);
+        assert_eq!(aesimc([0; 16], mix_columns(start, mix)), start);
+        let schedule = aeskeygenassist([0; 16], bytes("2b7e151628aed2a6abf7158809cf4f3c"), 1);
         assert_eq!(u32s(schedule)[3], 0x01eb_848b, "RotWord, SubWord and Rcon of appendix A.1");
     }
 
     #[test]
     fn carry_less_product() {
+        let product =
+            |a: u128, b: u128, imm| u128::from_le_bytes(pclmulqdq(a.to_le_bytes(), b.to_le_bytes(), imm));
         let value = 0b1011 | 1u128 << 64;
-        assert_eq!(pclmulqdq(value, 0b11, 0), 0b1_1101);
-        assert_eq!(pclmulqdq(value, 0b11, 1), 0b11);
-        assert_eq!(pclmulqdq(1 << 63, 1 << 127, 0x10), 1 << 126);
+        assert_eq!(product(value, 0b11, 0), 0b1_1101);
+        assert_eq!(product(value, 0b11, 1), 0b11);
+        assert_eq!(product(1 << 63, 1 << 127, 0x10), 1 << 126);
+        // All ones times all ones: every second bit.
+        assert_eq!(product(u64::MAX.into(), u64::MAX.into(), 0), 0x5555_5555_5555_5555_5555_5555_5555_5555);
     }
 }

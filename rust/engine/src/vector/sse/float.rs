@@ -182,13 +182,15 @@ pub(in crate::vector) fn execute<O: Operands, F: FpUnit>(
 
 /// Even and odd lanes of `a` and `b` beside each other, for the horizontal operations.
 fn pairs(form: Form, a: u128, b: u128) -> (u128, u128) {
-    if form.double() {
+    let (a, b) = (a.to_le_bytes(), b.to_le_bytes());
+    let (even, odd) = if form.double() {
         let ([a0, a1], [b0, b1]) = (u64s(a), u64s(b));
         (from_u64s([a0, b0]), from_u64s([a1, b1]))
     } else {
         let ([a0, a1, a2, a3], [b0, b1, b2, b3]) = (u32s(a), u32s(b));
         (from_u32s([a0, a2, b0, b2]), from_u32s([a1, a3, b1, b3]))
-    }
+    };
+    (u128::from_le_bytes(even), u128::from_le_bytes(odd))
 }
 
 /// Subtracts the even lanes and adds the odd ones. The lanes that do not count are zero, which raises nothing. With
@@ -243,8 +245,8 @@ fn swap(value: u128, width: usize) -> u128 {
     if width == 64 {
         return value.rotate_left(64);
     }
-    let [a, b, c, d] = u32s(value);
-    from_u32s([b, a, d, c])
+    let [a, b, c, d] = u32s(value.to_le_bytes());
+    u128::from_le_bytes(from_u32s([b, a, d, c]))
 }
 
 /// CVTSI2SS and its kin, both ways.

@@ -1,24 +1,29 @@
-//! Packed-integer arithmetic on 128 bits, lane by lane. Each function is `dst = f(dst, src)`; operations that only look
-//! at their source ignore the first argument. MMX uses the same functions on the low 64 bits.
+//! Packed-integer arithmetic on 16 bytes, lane by lane. Each function is `dst = f(dst, src)`; operations that only look
+//! at their source ignore the first argument. MMX uses the same functions on the low 8 bytes.
+//!
+//! Everything is inlined into functions that have their operands in memory: from there compilers make one vector
+//! instruction of most of these, from a `u128` in general registers they do not.
 
 use std::array::from_fn;
+
+/// A register, lowest byte first.
+pub(in crate::vector) type Bytes = [u8; 16];
 
 /// The lanes of a register, lowest first, and back.
 macro_rules! lane_type {
     ($split:ident, $join:ident, $ty:ty, $bytes:literal) => {
         #[inline(always)]
-        pub(in crate::vector) fn $split(value: u128) -> [$ty; 16 / $bytes] {
-            let bytes = value.to_le_bytes();
+        pub(in crate::vector) fn $split(bytes: Bytes) -> [$ty; 16 / $bytes] {
             from_fn(|i| <$ty>::from_le_bytes(from_fn(|j| bytes[$bytes * i + j])))
         }
 
         #[inline(always)]
-        pub(in crate::vector) fn $join(lanes: [$ty; 16 / $bytes]) -> u128 {
+        pub(in crate::vector) fn $join(lanes: [$ty; 16 / $bytes]) -> Bytes {
             let mut bytes = [0; 16];
             for (i, lane) in lanes.iter().enumerate() {
                 bytes[$bytes * i..$bytes * (i + 1)].copy_from_slice(&lane.to_le_bytes());
             }
-            u128::from_le_bytes(bytes)
+            bytes
         }
     };
 }
@@ -34,7 +39,8 @@ lane_type!(i64s, from_i64s, i64, 8);
 /// Operations that combine lane i of both operands to lane i of the result.
 macro_rules! lanewise {
     ($($name:ident $split:ident $join:ident |$a:ident, $b:ident| $body:expr;)*) => {$(
-        pub(super) fn $name(a: u128, b: u128) -> u128 {
+        #[inline(always)]
+        pub(super) fn $name(a: Bytes, b: Bytes) -> Bytes {
             let (a, b) = ($split(a), $split(b));
             $join(from_fn(|i| { let ($a, $b) = (a[i], b[i]); $body }))
         }
@@ -90,54 +96,47 @@ lanewise! {
     psignb i8s from_i8s |a, b| if b < 0 { a.wrapping_neg() } else if b == 0 { 0 } else { a };
     psignw i16s from_i16s |a, b| if b < 0 { a.wrapping_neg() } else if b == 0 { 0 } else { a };
     psignd i32s from_i32s |a, b| if b < 0 { a.wrapping_neg() } else if b == 0 { 0 } else { a };
+    pand u8s from_u8s |a, b| a & b;
+    pandn u8s from_u8s |a, b| !a & b;
+    por u8s from_u8s |a, b| a | b;
+    pxor u8s from_u8s |a, b| a ^ b;
     pabsb i8s from_i8s |_a, b| b.wrapping_abs();
     pabsw i16s from_i16s |_a, b| b.wrapping_abs();
     pabsd i32s from_i32s |_a, b| b.wrapping_abs();
 }
 
-pub(super) fn pand(a: u128, b: u128) -> u128 {
-    a & b
-}
-
-pub(super) fn pandn(a: u128, b: u128) -> u128 {
-    !a & b
-}
-
-pub(super) fn por(a: u128, b: u128) -> u128 {
-    a | b
-}
-
-pub(super) fn pxor(a: u128, b: u128) -> u128 {
-    a ^ b
-}
-
 /// Sums of products of neighbouring words; only 8000h four times over overflows, and wraps.
-pub(super) fn pmaddwd(a: u128, b: u128) -> u128 {
+#[inline(always)]
+pub(super) fn pmaddwd(a: Bytes, b: Bytes) -> Bytes {
     let (a, b) = (i16s(a), i16s(b));
     let product = |i: usize| i32::from(a[i]).wrapping_mul(i32::from(b[i]));
     from_i32s(from_fn(|i| product(2 * i).wrapping_add(product(2 * i + 1))))
 }
 
 /// Sums of products of neighbouring unsigned bytes of `a` and signed bytes of `b`, saturated.
-pub(super) fn pmaddubsw(a: u128, b: u128) -> u128 {
+#[inline(always)]
+pub(super) fn pmaddubsw(a: Bytes, b: Bytes) -> Bytes {
     let (a, b) = (u8s(a), i8s(b));
     let product = |i: usize| i32::from(a[i]).wrapping_mul(i32::from(b[i]));
     from_i16s(from_fn(|i| word(product(2 * i).wrapping_add(product(2 * i + 1)))))
 }
 
-pub(super) fn psadbw(a: u128, b: u128) -> u128 {
+#[inline(always)]
+pub(super) fn psadbw(a: Bytes, b: Bytes) -> Bytes {
     let (a, b) = (u8s(a), u8s(b));
     from_u64s(from_fn(|half| (8 * half..8 * half + 8).map(|i| u64::from(a[i].abs_diff(b[i]))).sum()))
 }
 
 /// The smallest word of the source and its index.
-pub(super) fn phminposuw(_a: u128, b: u128) -> u128 {
+#[inline(always)]
+pub(super) fn phminposuw(_a: Bytes, b: Bytes) -> Bytes {
     let (index, least) = u16s(b).into_iter().enumerate().min_by_key(|&(_, word)| word).unwrap_or((0, 0));
-    u128::from(least) | (index as u128) << 16
+    from_u16s([least, index as u16, 0, 0, 0, 0, 0, 0])
 }
 
 /// Sums of absolute differences of four bytes of `b` with eight windows of `a` (SDM vol. 2, MPSADBW).
-pub(super) fn mpsadbw(a: u128, b: u128, imm: u8) -> u128 {
+#[inline(always)]
+pub(super) fn mpsadbw(a: Bytes, b: Bytes, imm: u8) -> Bytes {
     let (a, b) = (u8s(a), u8s(b));
     let (first, block) = (usize::from(imm >> 2 & 1) * 4, usize::from(imm & 3) * 4);
     from_u16s(from_fn(|i| (0..4).map(|j| u16::from(a[first + i + j].abs_diff(b[block + j]))).sum()))
@@ -150,7 +149,8 @@ fn word(value: i32) -> i16 {
 /// Combines neighbouring lanes: those of `a` give the lower half of the result, those of `b` the upper.
 macro_rules! horizontal {
     ($($name:ident $mmx:ident $split:ident $join:ident $n:literal |$x:ident, $y:ident| $body:expr;)*) => {$(
-        pub(super) fn $name(a: u128, b: u128) -> u128 {
+        #[inline(always)]
+        pub(super) fn $name(a: Bytes, b: Bytes) -> Bytes {
             let (a, b) = ($split(a), $split(b));
             $join(from_fn(|i| {
                 let (from, at) = if i < $n / 2 { (&a, 2 * i) } else { (&b, 2 * i - $n) };
@@ -159,13 +159,30 @@ macro_rules! horizontal {
             }))
         }
 
-        pub(super) fn $mmx(a: u128, b: u128) -> u128 {
-            $name(a & LOW | b << 64, 0) & LOW
+        #[inline(always)]
+        pub(super) fn $mmx(a: Bytes, b: Bytes) -> Bytes {
+            low($name(low_halves(a, b), [0; 16]))
         }
     )*};
 }
 
-const LOW: u128 = u64::MAX as u128;
+/// The low halves of `a` and `b` beside each other.
+#[inline(always)]
+pub(super) fn low_halves(a: Bytes, b: Bytes) -> Bytes {
+    from_fn(|i| if i < 8 { a[i] } else { b[i - 8] })
+}
+
+/// The low half, above it zeros.
+#[inline(always)]
+pub(super) fn low(a: Bytes) -> Bytes {
+    low_halves(a, [0; 16])
+}
+
+/// The low 64 bits, which are the count of a shift.
+#[inline(always)]
+fn quadword(a: Bytes) -> u64 {
+    u64s(a)[0]
+}
 
 horizontal! {
     phaddw phaddw_mmx u16s from_u16s 8 |x, y| x.wrapping_add(y);
@@ -179,7 +196,8 @@ horizontal! {
 /// Narrows lanes with saturation: those of `a` give the lower half of the result, those of `b` the upper.
 macro_rules! pack {
     ($($name:ident $($mmx:ident)? : $split:ident $join:ident $n:literal $wide:ty => $narrow:ty;)*) => {$(
-        pub(super) fn $name(a: u128, b: u128) -> u128 {
+        #[inline(always)]
+        pub(super) fn $name(a: Bytes, b: Bytes) -> Bytes {
             let (a, b) = ($split(a), $split(b));
             $join(from_fn(|i| {
                 let lane: $wide = if i < $n { a[i] } else { b[i - $n] };
@@ -187,8 +205,9 @@ macro_rules! pack {
             }))
         }
 
-        $(pub(super) fn $mmx(a: u128, b: u128) -> u128 {
-            $name(a & LOW | b << 64, 0) & LOW
+        $(#[inline(always)]
+        pub(super) fn $mmx(a: Bytes, b: Bytes) -> Bytes {
+            low($name(low_halves(a, b), [0; 16]))
         })?
     )*};
 }
@@ -203,9 +222,11 @@ pack! {
 /// Shifts every lane by the low 64 bits of the source; a count of the lane's width or more clears it.
 macro_rules! shifts {
     ($($name:ident $split:ident $join:ident $bits:literal |$a:ident, $count:ident| $body:expr;)*) => {$(
-        pub(super) fn $name(a: u128, count: u128) -> u128 {
-            if count as u64 >= $bits {
-                return 0;
+        #[inline(always)]
+        pub(super) fn $name(a: Bytes, count: Bytes) -> Bytes {
+            let count = quadword(count);
+            if count >= $bits {
+                return [0; 16];
             }
             let $count = count as u32;
             $join($split(a).map(|$a| $body))
@@ -222,44 +243,57 @@ shifts! {
     psrlq u64s from_u64s 64 |a, count| a >> count;
 }
 
-pub(super) fn psraw(a: u128, count: u128) -> u128 {
-    let count = (count as u64).min(15) as u32;
+#[inline(always)]
+pub(super) fn psraw(a: Bytes, count: Bytes) -> Bytes {
+    let count = quadword(count).min(15) as u32;
     from_i16s(i16s(a).map(|a| a >> count))
 }
 
-pub(super) fn psrad(a: u128, count: u128) -> u128 {
-    let count = (count as u64).min(31) as u32;
+#[inline(always)]
+pub(super) fn psrad(a: Bytes, count: Bytes) -> Bytes {
+    let count = quadword(count).min(31) as u32;
     from_i32s(i32s(a).map(|a| a >> count))
 }
 
 /// Shifts by whole bytes; the count stands in the source's place.
-pub(super) fn pslldq(a: u128, count: u128) -> u128 {
-    if count as u8 > 15 { 0 } else { a << (8 * (count as u32 & 15)) }
+#[inline(always)]
+pub(super) fn pslldq(a: Bytes, count: Bytes) -> Bytes {
+    let count = u32::from(count[0]).min(16) * 8;
+    u128::from_le_bytes(a).checked_shl(count).unwrap_or(0).to_le_bytes()
 }
 
-pub(super) fn psrldq(a: u128, count: u128) -> u128 {
-    if count as u8 > 15 { 0 } else { a >> (8 * (count as u32 & 15)) }
+#[inline(always)]
+pub(super) fn psrldq(a: Bytes, count: Bytes) -> Bytes {
+    let count = u32::from(count[0]).min(16) * 8;
+    u128::from_le_bytes(a).checked_shr(count).unwrap_or(0).to_le_bytes()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    /// A function on numbers.
+    fn on(function: fn(Bytes, Bytes) -> Bytes, a: u128, b: u128) -> u128 {
+        u128::from_le_bytes(function(a.to_le_bytes(), b.to_le_bytes()))
+    }
+
     #[test]
     fn saturation_and_wrap() {
-        assert_eq!(paddsb(0x7f, 0x01) & 0xff, 0x7f);
-        assert_eq!(psubusb(0x01, 0x02) & 0xff, 0);
-        assert_eq!(pmaddwd(0x8000_8000, 0x8000_8000) & 0xffff_ffff, 0x8000_0000);
-        assert_eq!(packuswb(0xffff_0100, 0) & 0xffff, 0x00ff);
-        assert_eq!(packssdw_mmx(0x0001_0000_ffff_0000, 0x7fff_0000_0001), 0x7fff_0001_7fff_8000);
+        assert_eq!(on(paddsb, 0x7f, 0x01) & 0xff, 0x7f);
+        assert_eq!(on(psubusb, 0x01, 0x02) & 0xff, 0);
+        assert_eq!(on(pmaddwd, 0x8000_8000, 0x8000_8000) & 0xffff_ffff, 0x8000_0000);
+        assert_eq!(on(packuswb, 0xffff_0100, 0) & 0xffff, 0x00ff);
+        let packed = on(packssdw_mmx, 0x0001_0000_ffff_0000, 0x7fff_0000_0001);
+        assert_eq!(packed, 0x7fff_0001_7fff_8000);
     }
 
     #[test]
     fn shift_counts_beyond_the_lane() {
-        assert_eq!(psrlw(u128::MAX, 16), 0);
-        assert_eq!(psllq(u128::MAX, 1 << 63), 0);
-        assert_eq!(psraw(0x8000, 1 << 40) & 0xffff, 0xffff);
-        assert_eq!(pslldq(u128::MAX, 16), 0);
-        assert_eq!(psrldq(0x1234 << 8, 1), 0x1234);
+        assert_eq!(on(psrlw, u128::MAX, 16), 0);
+        assert_eq!(on(psllq, u128::MAX, 1 << 63), 0);
+        assert_eq!(on(psraw, 0x8000, 1 << 40) & 0xffff, 0xffff);
+        assert_eq!(on(pslldq, u128::MAX, 16), 0);
+        assert_eq!(on(pslldq, u128::MAX, 255), 0);
+        assert_eq!(on(psrldq, 0x1234 << 8, 1), 0x1234);
     }
 }

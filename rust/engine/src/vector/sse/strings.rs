@@ -6,7 +6,7 @@ use trapgate_x86::op::Op;
 use super::super::interface::{Control, Operands, eflags};
 use super::super::operand::{source_unaligned, xmm_of};
 use super::super::state::VectorState;
-use super::lanes::{from_u8s, from_u16s, i8s, i16s, u8s, u16s};
+use super::lanes::{i8s, i16s, u16s};
 
 const RAX: u8 = 0;
 const RCX: u8 = 1;
@@ -33,10 +33,10 @@ fn count(imm: u8) -> usize {
 fn elements(value: u128, imm: u8) -> [i32; 16] {
     let mut elements = [0; 16];
     match imm & 3 {
-        0 => elements = u8s(value).map(i32::from),
-        1 => elements[..8].copy_from_slice(&u16s(value).map(i32::from)),
-        2 => elements = i8s(value).map(i32::from),
-        _ => elements[..8].copy_from_slice(&i16s(value).map(i32::from)),
+        0 => elements = value.to_le_bytes().map(i32::from),
+        1 => elements[..8].copy_from_slice(&u16s(value.to_le_bytes()).map(i32::from)),
+        2 => elements = i8s(value.to_le_bytes()).map(i32::from),
+        _ => elements[..8].copy_from_slice(&i16s(value.to_le_bytes()).map(i32::from)),
     }
     elements
 }
@@ -106,8 +106,8 @@ fn mask(result: u16, imm: u8) -> u128 {
     let element = |i: usize| result >> i & 1 != 0;
     match (imm & 0x40, imm & 1) {
         (0, _) => result.into(),
-        (_, 0) => from_u8s(std::array::from_fn(|i| if element(i) { u8::MAX } else { 0 })),
-        _ => from_u16s(std::array::from_fn(|i| if element(i) { u16::MAX } else { 0 })),
+        (_, 0) => u128::from_le_bytes(std::array::from_fn(|i| if element(i) { u8::MAX } else { 0 })),
+        _ => u128::from_le_bytes(std::array::from_fn(|i| if element(i / 2) { u8::MAX } else { 0 })),
     }
 }
 

@@ -1,0 +1,81 @@
+//! The unit that serves best on this host: the host's own for what it does faster, the portable one for the rest. Both give
+//! the same results but for estimates and transcendental functions.
+
+#[cfg(target_arch = "x86_64")]
+use super::fp::{
+    Arith, Convert, Estimate, Form, FpUnit, SseResult, X87Arith, X87Binary, X87Result, X87Source, X87Stored,
+    X87Target, X87Unary,
+};
+#[cfg(target_arch = "x86_64")]
+use super::host::HostFp;
+#[cfg(target_arch = "x86_64")]
+use super::soft::SoftFp;
+#[cfg(target_arch = "x86_64")]
+use super::state::F80;
+
+#[cfg(not(target_arch = "x86_64"))]
+pub use super::soft::SoftFp as NativeFp;
+
+/// The fastest combination: changing the x87 control word twice takes longer than an addition in software.
+#[cfg(target_arch = "x86_64")]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct NativeFp;
+
+#[cfg(target_arch = "x86_64")]
+impl FpUnit for NativeFp {
+    #[inline(always)]
+    fn arith(&self, op: Arith, form: Form, a: u128, b: u128, mxcsr: u32) -> SseResult {
+        HostFp.arith(op, form, a, b, mxcsr)
+    }
+
+    #[inline(always)]
+    fn sqrt(&self, form: Form, a: u128, b: u128, mxcsr: u32) -> SseResult {
+        HostFp.sqrt(form, a, b, mxcsr)
+    }
+
+    fn compare(&self, predicate: u8, form: Form, a: u128, b: u128, mxcsr: u32) -> SseResult {
+        HostFp.compare(predicate, form, a, b, mxcsr)
+    }
+
+    #[inline(always)]
+    fn order(&self, quiet: bool, double: bool, a: u128, b: u128, mxcsr: u32) -> SseResult {
+        HostFp.order(quiet, double, a, b, mxcsr)
+    }
+
+    fn round(&self, control: u8, form: Form, a: u128, b: u128, mxcsr: u32) -> SseResult {
+        HostFp.round(control, form, a, b, mxcsr)
+    }
+
+    #[inline(always)]
+    fn convert(&self, op: Convert, a: u128, b: u128, mxcsr: u32) -> SseResult {
+        HostFp.convert(op, a, b, mxcsr)
+    }
+
+    fn estimate(&self, op: Estimate, form: Form, a: u128, b: u128) -> u128 {
+        HostFp.estimate(op, form, a, b)
+    }
+
+    fn x87_arith(&self, op: X87Arith, a: F80, b: X87Source, fcw: u16) -> X87Result {
+        SoftFp.x87_arith(op, a, b, fcw)
+    }
+
+    fn x87_compare(&self, quiet: bool, a: F80, b: X87Source, fcw: u16) -> u16 {
+        SoftFp.x87_compare(quiet, a, b, fcw)
+    }
+
+    fn x87_load(&self, source: X87Source, fcw: u16) -> X87Result {
+        SoftFp.x87_load(source, fcw)
+    }
+
+    fn x87_store(&self, target: X87Target, a: F80, fcw: u16) -> X87Stored {
+        SoftFp.x87_store(target, a, fcw)
+    }
+
+    fn x87_unary(&self, op: X87Unary, a: F80, fcw: u16) -> X87Result {
+        HostFp.x87_unary(op, a, fcw)
+    }
+
+    fn x87_binary(&self, op: X87Binary, st0: F80, st1: F80, fcw: u16) -> X87Result {
+        HostFp.x87_binary(op, st0, st1, fcw)
+    }
+}
