@@ -105,4 +105,11 @@ impl ByteSink for Sink {
             self.0.signal.stop_vcpu();
         }
     }
+
+    /// The guest has read some: what still waits is to be fed at the next boundary, not at the end of the slice.
+    fn room(&mut self, _free: usize) {
+        if self.0.has_input() {
+            self.0.signal.stop_vcpu();
+        }
+    }
 }
