@@ -256,6 +256,11 @@ impl Machine {
         None
     }
 
+    /// Paranoid mode of the engine, see [`Engine::set_paranoid`]: slow, and nothing that a guest could notice.
+    pub fn set_paranoid(&mut self, on: bool) {
+        self.engine.set_paranoid(on);
+    }
+
     /// Completed instructions since power-on.
     pub fn count(&self) -> u64 {
         self.engine.cpu.count

@@ -73,6 +73,8 @@ pub(crate) struct Cache {
     index: HashMap<Key, u32, BuildHasherDefault<Mix>>,
     jumps: Box<[Jump]>,
     uops: usize,
+    /// Most instructions of a block.
+    longest: usize,
     /// Blocks decoded in all, for the statistics.
     pub decoded: u64,
 }
@@ -86,6 +88,7 @@ impl Default for Cache {
             index: HashMap::default(),
             jumps: vec![NO_JUMP; JUMPS].into_boxed_slice(),
             uops: 0,
+            longest: LONGEST,
             decoded: 0,
         }
     }
@@ -101,6 +104,28 @@ impl Cache {
         self.index.clear();
         self.jumps.fill(NO_JUMP);
         self.uops = 0;
+    }
+
+    /// Blocks of one instruction each, or of the usual length.
+    pub fn set_longest_one(&mut self, on: bool) {
+        self.longest = if on { 1 } else { LONGEST };
+        self.clear();
+    }
+
+    /// Paranoid mode, before each instruction: forgets blocks and translations, takes the page that ran last for
+    /// written, and has everything looked at that a boundary may look at.
+    #[inline(never)]
+    pub fn distrust(&mut self, cpu: &mut Vcpu) {
+        for host in self.blocks.iter().flat_map(Block::pages).filter(|host| *host != NO_PAGE) {
+            cpu.memory.page_written(host);
+        }
+        self.blocks.clear();
+        self.index.clear();
+        self.uops = 0;
+        // The change of epoch takes the table of jumps out of use as well.
+        cpu.tlb.flush();
+        cpu.attention = true;
+        cpu.recheck = true;
     }
 
     /// The block at the vCPU's RIP, decoded if need be. A fault is one of the fetch.
@@ -175,7 +200,7 @@ impl Cache {
         cpu.memory.read_host(key.host, &mut code[..have]);
         let mut second = None;
         let mut uops = Vec::with_capacity(8);
-        let mut len = decode_run(cpu, &code[..have], key, &mut uops);
+        let mut len = decode_run(cpu, &code[..have], key, self.longest, &mut uops);
         if uops.is_empty() {
             // The first instruction goes on in the next page: a block of its own, looked up anew each time.
             let next = cpu.fetch_place(linear.wrapping_add(room as u64))?;
@@ -183,7 +208,7 @@ impl Cache {
             let host = host & !(PAGE - 1);
             second = Some((host, watch(cpu, host)));
             cpu.memory.read_host(host, &mut code[room..room + 15]);
-            len = decode_run(cpu, &code[..room + 15], key, &mut uops);
+            len = decode_run(cpu, &code[..room + 15], key, self.longest, &mut uops);
             uops.truncate(1);
             if let Some(only) = uops.first() {
                 len = usize::from(only.next);
@@ -217,10 +242,10 @@ impl Cache {
 }
 
 /// Decodes instructions up to the end of the block or of the bytes; gives the bytes used.
-fn decode_run(cpu: &Vcpu, code: &[u8], key: Key, uops: &mut Vec<Uop>) -> usize {
+fn decode_run(cpu: &Vcpu, code: &[u8], key: Key, longest: usize, uops: &mut Vec<Uop>) -> usize {
     let features = cpu.features();
     let mut at = 0;
-    while uops.len() < LONGEST {
+    while uops.len() < longest {
         // A hooked instruction starts a block of its own.
         let linear = key.hooks.1.wrapping_add(at as u64);
         if at > 0 && cpu.hooks.exec && cpu.hooks.covers(HookKind::Exec, linear, linear) {

@@ -18,6 +18,7 @@ use crate::state::{BLOCK_RIP, NO_PAGE, Requests, Shadow, Vcpu};
 pub struct Engine {
     pub cpu: Vcpu,
     cache: Cache,
+    paranoid: bool,
 }
 
 /// How a run of instructions inside one block ended.
@@ -28,7 +29,15 @@ enum Step {
 
 impl Engine {
     pub fn new(cpu: Vcpu) -> Self {
-        Engine { cpu, cache: Cache::default() }
+        Engine { cpu, cache: Cache::default(), paranoid: false }
+    }
+
+    /// In paranoid mode nothing is kept from one instruction to the next: no translation, no decoded block, no trust in
+    /// the code counters, no interrupt or deadline that was looked up before. A guest sees no difference; what differs
+    /// is a bug in one of these short cuts.
+    pub fn set_paranoid(&mut self, on: bool) {
+        self.paranoid = on;
+        self.cache.set_longest_one(on);
     }
 
     /// Blocks decoded since the start.
@@ -39,10 +48,18 @@ impl Engine {
     /// Runs until the count `until` or a reason to leave. On [`Exit::Budget`] the platform's next event may be due
     /// before `until`.
     pub fn run(&mut self, until: u64) -> Exit {
+        if self.paranoid { self.run_as::<true>(until) } else { self.run_as::<false>(until) }
+    }
+
+    #[inline(always)]
+    fn run_as<const PARANOID: bool>(&mut self, until: u64) -> Exit {
         let cpu = &mut self.cpu;
         cpu.recheck = true;
         cpu.attention = true;
         loop {
+            if PARANOID {
+                self.cache.distrust(cpu);
+            }
             if cpu.attention || cpu.requests.any() {
                 if let Some(exit) = boundary(cpu, until) {
                     return exit;
@@ -52,7 +69,7 @@ impl Engine {
             if room == 0 {
                 return Exit::Budget;
             }
-            let most = if single(cpu) { 1 } else { room };
+            let most = if PARANOID || single(cpu) { 1 } else { room };
             let step = match self.cache.find(cpu) {
                 Ok(at) if self.cache.block(at).hooked && exec_hooks(cpu) => return Exit::Hook,
                 Ok(at) => run_block(cpu, &self.cache, at, most),
@@ -188,7 +205,10 @@ fn stopped(cpu: &mut Vcpu, stop: Stop, rip: u64, back: u64) -> Step {
             cpu.attention = true;
             Step::Done
         }
-        Stop::Exit => Step::Exit(cpu.exit.take().unwrap_or(Exit::Requested)),
+        Stop::Exit => Step::Exit(match cpu.exit.take() {
+            Some(Exit::Unsupported { what, .. }) => Exit::Unsupported { what, rip },
+            other => other.unwrap_or(Exit::Requested),
+        }),
         Stop::Fault => {
             cpu.shadow = Shadow::None;
             let Some(event) = cpu.fault.take() else { return Step::Done };

@@ -32,14 +32,17 @@ impl PcPlatform {
 
 impl Platform for PcPlatform {
     fn port_read(&mut self, count: u64, port: u16, size: u8) -> u32 {
+        self.board.note_access();
         self.board.ports.read(Port(port), size, self.clock.now(count)) as u32
     }
 
     fn port_write(&mut self, count: u64, port: u16, size: u8, value: u32) {
+        self.board.note_access();
         self.board.ports.write(Port(port), size, u64::from(value), self.clock.now(count));
     }
 
     fn mmio_read(&mut self, count: u64, gpa: u64, size: u8) -> u64 {
+        self.board.note_access();
         let now = self.clock.now(count);
         match self.apic_offset(gpa) {
             Some(offset) => lock(&self.board.local_apic).read(offset, size, now),
@@ -48,6 +51,7 @@ impl Platform for PcPlatform {
     }
 
     fn mmio_write(&mut self, count: u64, gpa: u64, size: u8, value: u64) {
+        self.board.note_access();
         let now = self.clock.now(count);
         match self.apic_offset(gpa) {
             Some(offset) => lock(&self.board.local_apic).write(offset, size, value, now),
@@ -76,6 +80,7 @@ impl Platform for PcPlatform {
     }
 
     fn tsc(&mut self, count: u64) -> u64 {
+        self.board.note_access();
         self.clock.now(count)
     }
 
@@ -83,6 +88,7 @@ impl Platform for PcPlatform {
         if !LocalApic::has_msr(msr) {
             return None;
         }
+        self.board.note_access();
         let now = self.clock.now(count);
         Some(lock(&self.board.local_apic).read_msr(msr, now).map_err(|_| NoMsr))
     }
@@ -91,32 +97,36 @@ impl Platform for PcPlatform {
         if !LocalApic::has_msr(msr) {
             return None;
         }
+        self.board.note_access();
         let now = self.clock.now(count);
         Some(lock(&self.board.local_apic).write_msr(msr, value, now).map_err(|_| NoMsr))
     }
 
     fn tpr(&mut self) -> u8 {
+        self.board.note_access();
         lock(&self.board.local_apic).cr8()
     }
 
     fn set_tpr(&mut self, _count: u64, priority: u8) {
+        self.board.note_access();
         lock(&self.board.local_apic).set_cr8(priority);
     }
 
     fn set_tsc_offset(&mut self, count: u64, offset: u64) {
+        self.board.note_access();
         let now = self.clock.now(count);
         lock(&self.board.local_apic).set_tsc(TscClock { hz: TSC_HZ, offset }, now);
     }
 
     fn next_event(&mut self, count: u64) -> u64 {
         let at = self.clock.count_at(self.board.deadline(), count);
-        match self.clock.kind() {
-            ClockKind::Virtual => at,
-            ClockKind::Real => at.max(self.board.last_served().saturating_add(LEAST_SLICE)),
-        }
+        // The guest makes headway between two services, whatever the timers are set to.
+        let least = if self.clock.kind() == ClockKind::Virtual { 1 } else { LEAST_SLICE };
+        at.max(self.board.last_served().saturating_add(least))
     }
 
     fn random(&mut self) -> u64 {
+        self.board.note_access();
         self.random.next()
     }
 
