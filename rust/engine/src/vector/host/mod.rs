@@ -3,8 +3,6 @@
 #![allow(unsafe_code)]
 
 #[cfg(all(test, target_os = "linux"))]
-mod mock;
-#[cfg(all(test, target_os = "linux"))]
 mod oracle;
 #[cfg(all(test, target_os = "linux"))]
 mod oracle_save;

@@ -6,11 +6,11 @@ use trapgate_x86::features::Features;
 use trapgate_x86::insn::{Bits, Insn, Operand};
 use trapgate_x86::op::Op;
 
+use super::super::mock::{Memory, Mock, hex, image_differences, random_state, to_image};
 use super::super::sample::Random;
 use super::super::sse;
 use super::super::{Control, FpUnit, SoftFp, VectorException, VectorState, eflags, execute, is_vector};
 use super::HostFp;
-use super::mock::{Memory, Mock, hex, image_differences, random_state, to_image};
 use super::silicon::{Context, Page, catch_sigfpe};
 
 /// A memory operand is `[rsi]`; MASKMOVDQU's is `[rdi]`, which is the same.
@@ -78,7 +78,7 @@ impl Oracle {
             let first = bytes.iter().position(|b| matches!(b, 0xd8..=0xdf)).unwrap_or(0);
             let opcode = u16::from(bytes[first] & 7) << 8 | u16::from(bytes[first + 1]);
             let rip = self.page.address();
-            let mut mock = Mock { gpr, flags, memory: memory.clone(), address, base: 0, rip, opcode };
+            let mut mock = Mock { gpr, flags, address, rip, opcode, ..Mock::new(memory.clone()) };
             // SAFETY: the memory operand is `memory`; the instruction is one that `is_vector` names, of which none
             // transfers control; `state` has no pending x87 exception and all SSE exceptions masked.
             unsafe { context.run(&self.page) };
@@ -87,7 +87,7 @@ impl Oracle {
             let outcome = execute(&mut state, &Control::LONG, unit, insn, &mut mock);
             self.compared[insn.op as usize] += 1;
             let mut differences = Vec::new();
-            let expected = if self.page.trapped() { Err(VectorException::SimdError) } else { Ok(()) };
+            let expected = if self.page.trapped() { Err(VectorException::SimdError.into()) } else { Ok(()) };
             if outcome != expected {
                 differences.push(format!("silicon {expected:?}, ours {outcome:?}"));
             }

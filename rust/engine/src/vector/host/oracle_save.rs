@@ -5,11 +5,11 @@ use trapgate_x86::decode::decode;
 use trapgate_x86::features::Features;
 use trapgate_x86::insn::Bits;
 
+use super::super::mock::{Memory, Mock, hex, image_differences, random_state, to_image};
 use super::super::sample::Random;
 use super::super::state::fsw;
 use super::super::{Control, VectorException, VectorState, execute};
 use super::HostFp;
-use super::mock::{Memory, Mock, hex, image_differences, random_state, to_image};
 use super::silicon::{Context, Page};
 
 const XSAVE: &[u8] = &[0x0f, 0xae, 0x26];
@@ -73,7 +73,7 @@ fn compare_sequence(sequence: &[&[u8]], seed: u64, times: u32) -> u32 {
         (context.fx, context.gpr, context.flags) = (before, gpr, 2);
         let start = memory.clone();
         let rip = page.address();
-        let mut mock = Mock { gpr, flags: 2, memory: memory.clone(), address, base: 0, rip, opcode: 0 };
+        let mut mock = Mock { gpr, address, rip, ..Mock::new(memory.clone()) };
         // SAFETY: both areas lie in `memory` and are long and aligned enough; the images are valid.
         unsafe { context.run(&page) };
         let silicon_memory = std::hint::black_box(&mut memory).clone();
@@ -157,16 +157,16 @@ fn bad_headers_and_reserved_bits_fault() {
         let before: VectorState = state.clone();
         let mut gpr = [0; 16];
         gpr[0] = 3;
-        let mut mock = Mock { gpr, flags: 2, memory, address: 0x1000, base: 0, rip: 0, opcode: 0 };
+        let mut mock = Mock { gpr, ..Mock::new(memory) };
         let insn = decode(XRSTOR, Bits::B64, &Features::all()).expect("an instruction");
         let outcome = execute(&mut state, &Control::LONG, &HostFp, &insn, &mut mock);
-        assert_eq!(outcome, Err(VectorException::GeneralProtection), "byte {at}");
+        assert_eq!(outcome, Err(VectorException::GeneralProtection.into()), "byte {at}");
         assert_eq!(state, before);
         mock.memory.0[at] = 0;
         mock.memory.0[24..28].copy_from_slice(&0x1f80u32.to_le_bytes());
         assert_eq!(execute(&mut state, &Control::LONG, &HostFp, &insn, &mut mock), Ok(()));
         mock.address += 16;
         let outcome = execute(&mut state, &Control::LONG, &HostFp, &insn, &mut mock);
-        assert_eq!(outcome, Err(VectorException::GeneralProtection), "misaligned");
+        assert_eq!(outcome, Err(VectorException::GeneralProtection.into()), "misaligned");
     }
 }

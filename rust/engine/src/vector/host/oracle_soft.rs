@@ -182,7 +182,7 @@ fn x87_loads_and_stores_are_equal() {
         for (target, size) in targets.into_iter().zip([4, 8, 2, 4, 8, 2, 4, 8, 10]) {
             let seen = |stored: super::super::fp::X87Stored| {
                 let unmasked = stored.status & !fcw & fsw::EXCEPTIONS & !fsw::PE != 0;
-                let bytes = (!unmasked).then(|| super::mock::hex(&stored.bytes[..size]));
+                let bytes = (!unmasked).then(|| super::super::mock::hex(&stored.bytes[..size]));
                 (bytes, format!("{:#x}", stored.status))
             };
             let (h, s) = (host.x87_store(target, a, fcw), SoftFp.x87_store(target, a, fcw));

@@ -138,9 +138,8 @@ fn set_environment(x87: &mut X87State, control: &Control, format: Format, image:
     if format.protected {
         (x87.fip, x87.fdp) = (field(3).into(), field(5).into());
         (fcs, fds) = (field(4) as u16, field(6) as u16);
-        if format.wide {
-            x87.fop = (field(4) >> 16) as u16 & 0x7ff;
-        }
+        // The 16-bit format has no opcode: it is loaded as zero.
+        x87.fop = (field(4) >> 16) as u16 & 0x7ff;
     } else {
         let upper = |value: u32| (value >> 12 & 0xffff) << 16;
         x87.fip = (field(3) & 0xffff | upper(field(4))).into();

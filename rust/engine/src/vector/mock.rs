@@ -1,8 +1,8 @@
 //! Test support: operands in plain arrays, random states, and the comparison of FXSAVE images.
 
-use super::super::sample::Random;
-use super::super::state::{MXCSR_MASK, fsw};
-use super::super::{Operands, VectorException, VectorState, eflags};
+use super::sample::Random;
+use super::state::{MXCSR_MASK, fsw};
+use super::{Operands, VectorException, VectorState, eflags};
 
 /// What memory operands lie in.
 #[repr(C, align(64))]
@@ -20,26 +20,53 @@ pub(super) struct Mock {
     pub(super) base: usize,
     pub(super) rip: u64,
     pub(super) opcode: u16,
+    /// Whether every memory access faults.
+    pub(super) unmapped: bool,
+}
+
+/// What the operands raise.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fault {
+    Own(VectorException),
+    Memory,
+}
+
+impl From<VectorException> for Fault {
+    fn from(exception: VectorException) -> Fault {
+        Fault::Own(exception)
+    }
+}
+
+impl Mock {
+    pub(super) fn new(memory: Memory) -> Mock {
+        Mock { gpr: [0; 16], flags: 2, memory, address: 0x1000, base: 0, rip: 0, opcode: 0, unmapped: false }
+    }
 }
 
 impl Operands for Mock {
-    type Fault = VectorException;
+    type Fault = Fault;
 
-    fn load(&mut self, offset: u64, buffer: &mut [u8]) -> Result<(), VectorException> {
+    fn load(&mut self, offset: u64, buffer: &mut [u8]) -> Result<(), Fault> {
+        if self.unmapped {
+            return Err(Fault::Memory);
+        }
         let at = self.base + offset as usize;
         buffer.copy_from_slice(&self.memory.0[at..at + buffer.len()]);
         Ok(())
     }
 
-    fn store(&mut self, offset: u64, bytes: &[u8]) -> Result<(), VectorException> {
+    fn store(&mut self, offset: u64, bytes: &[u8]) -> Result<(), Fault> {
+        if self.unmapped {
+            return Err(Fault::Memory);
+        }
         let at = self.base + offset as usize;
         self.memory.0[at..at + bytes.len()].copy_from_slice(bytes);
         Ok(())
     }
 
-    fn check_store(&mut self, offset: u64, len: u64) -> Result<(), VectorException> {
+    fn check_store(&mut self, offset: u64, len: u64) -> Result<(), Fault> {
         assert!(self.base as u64 + offset + len <= 2048);
-        Ok(())
+        if self.unmapped { Err(Fault::Memory) } else { Ok(()) }
     }
 
     fn linear_address(&self) -> u64 {
