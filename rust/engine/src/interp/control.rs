@@ -2,7 +2,7 @@
 
 use trapgate_x86::exception::Vector;
 use trapgate_x86::insn::{Bits, Operand, Seg};
-use trapgate_x86::regs::rflags;
+use trapgate_x86::regs::{cr4, rflags};
 
 use super::{Uop, by_width, mask};
 use crate::fault::{Done, Exception, Kind};
@@ -171,8 +171,19 @@ pub(super) fn hlt(cpu: &mut Vcpu, _: &Uop) -> Done {
     Ok(())
 }
 
-/// CLI, with VME and PVI not offered.
+impl Vcpu {
+    /// Whether CLI and STI act on VIF instead: CR4.PVI at CPL 3 without I/O privilege (SDM vol. 3, 21.4).
+    fn virtual_interrupt_flag(&self) -> bool {
+        self.cpl == 3 && self.flags.iopl() < 3 && self.cr4 & cr4::PVI != 0
+    }
+}
+
+/// CLI.
 pub(super) fn cli(cpu: &mut Vcpu, _: &Uop) -> Done {
+    if cpu.virtual_interrupt_flag() {
+        cpu.flags.remove(rflags::VIF);
+        return Ok(());
+    }
     if cpu.cpl > cpu.flags.iopl() {
         return cpu.protection();
     }
@@ -182,6 +193,10 @@ pub(super) fn cli(cpu: &mut Vcpu, _: &Uop) -> Done {
 
 /// STI: the next instruction runs before any maskable interrupt, if IF was clear (SDM vol. 2, STI).
 pub(super) fn sti(cpu: &mut Vcpu, _: &Uop) -> Done {
+    if cpu.virtual_interrupt_flag() && !cpu.flags.is_set(rflags::VIP) {
+        cpu.flags.insert(rflags::VIF);
+        return Ok(());
+    }
     if cpu.cpl > cpu.flags.iopl() {
         return cpu.protection();
     }

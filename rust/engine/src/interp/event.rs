@@ -2,6 +2,7 @@
 
 use trapgate_x86::exception::{Severity, Vector};
 use trapgate_x86::insn::{Bits, Seg};
+use trapgate_x86::msr::debugctl;
 use trapgate_x86::regs::{dr6, dr7, rflags};
 
 use super::descriptor::selector_error;
@@ -72,6 +73,7 @@ impl Vcpu {
         }
         if event.vector == Vector::Db as u8 && !matches!(event.kind, Kind::Software | Kind::External) {
             self.dr7 &= !dr7::GD;
+            self.debugctl &= !(debugctl::LBR | debugctl::BTF);
         }
     }
 

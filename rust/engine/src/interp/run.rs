@@ -4,6 +4,7 @@
 //! a faulting one and the delivery of an event count 0. An event is taken at the first boundary that allows it.
 
 use trapgate_x86::op::Op;
+use trapgate_x86::msr::debugctl;
 use trapgate_x86::regs::{dr6, rflags};
 
 use super::block::{Block, Cache};
@@ -145,7 +146,8 @@ fn run_block(cpu: &mut Vcpu, cache: &Cache, at: u32, most: u64) -> Step {
                 cpu.rip = start.wrapping_add(u64::from(next)) & cpu.mode.rip_mask;
             }
             if alone && let Some(last) = block.uops.get(i as usize - 1) {
-                after_single(cpu, &before, last.insn.op);
+                let next = start.wrapping_add(u64::from(last.next)) & cpu.mode.rip_mask;
+                after_single(cpu, &before, last.insn.op, next);
             }
             Step::Done
         }
@@ -158,6 +160,10 @@ fn run_block(cpu: &mut Vcpu, cache: &Cache, at: u32, most: u64) -> Step {
                 let behind = start.wrapping_add(u64::from(next)) & cpu.mode.rip_mask;
                 cpu.count += 1;
                 return stopped(cpu, stop, rip, behind);
+            }
+            if stop == Stop::Restart && before.flags & rflags::TF != 0 && cpu.debugctl & debugctl::BTF == 0 {
+                // An iteration of a repeated instruction is a step.
+                cpu.pending_debug |= dr6::BS;
             }
             stopped(cpu, stop, rip, rip)
         }
@@ -182,15 +188,17 @@ struct Before {
 }
 
 /// After an instruction that ran alone: the shadow is over, RF is spent, a single-step trap is due.
-fn after_single(cpu: &mut Vcpu, before: &Before, op: Op) {
+/// `next` is where it leads if it is not a branch that was taken.
+fn after_single(cpu: &mut Vcpu, before: &Before, op: Op, next: u64) {
     if before.shadow != Shadow::None && cpu.shadow == before.shadow {
         cpu.shadow = Shadow::None;
     }
     if before.flags & rflags::RF != 0 && !matches!(op, Op::Iret | Op::Popf) {
         cpu.flags.remove(rflags::RF);
     }
-    // SYSCALL may mask TF, and then does not trap.
-    if before.flags & rflags::TF != 0 && (op != Op::Syscall || cpu.flags.is_set(rflags::TF)) {
+    // SYSCALL may mask TF, and then does not trap. With BTF only a branch that was taken does (SDM vol. 3, 18.4.4).
+    let step = cpu.debugctl & debugctl::BTF == 0 || cpu.rip != next;
+    if before.flags & rflags::TF != 0 && step && (op != Op::Syscall || cpu.flags.is_set(rflags::TF)) {
         cpu.pending_debug |= dr6::BS;
     }
     cpu.attention = true;

@@ -262,10 +262,11 @@ fn repeated<T: Word, S: Step>(cpu: &mut Vcpu, u: &Uop) -> Done {
             return Ok(());
         }
         let budget = cpu.limit.saturating_sub(cpu.count_now());
-        if done > 0 && (budget == 0 || cpu.end == 0 || cpu.requests.any()) {
+        // In single steps each iteration is a step.
+        if done > 0 && (budget == 0 || cpu.end == 0 || cpu.attention || cpu.requests.any()) {
             return Err(Stop::Restart);
         }
-        let n = S::many::<T>(cpu, u, left.min(budget.max(1)));
+        let n = S::many::<T>(cpu, u, if cpu.attention { 1 } else { left.min(budget.max(1)) });
         let n = match n {
             Ok(0) => S::once::<T>(cpu, u).map(|()| 1),
             n => n,

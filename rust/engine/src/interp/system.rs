@@ -6,6 +6,7 @@ use trapgate_x86::model::{Cpuid, Dynamic};
 use trapgate_x86::regs::{cr0, cr3, cr4, dr6, dr7, efer, rflags};
 
 use super::{Uop, by_width};
+use crate::exit::Unsupported;
 use crate::fault::{Done, Exception};
 use crate::hooks::HookKind;
 use crate::memory::Word;
@@ -23,6 +24,9 @@ impl Vcpu {
         let (pe, pg) = (new & cr0::PE != 0, new & cr0::PG != 0);
         if pg && !pe || new & cr0::NW != 0 && new & cr0::CD == 0 {
             return self.protection();
+        }
+        if !pe {
+            return self.unsupported(Unsupported::RealMode);
         }
         let paging_on = pg && self.cr0 & cr0::PG == 0;
         let paging_off = !pg && self.cr0 & cr0::PG != 0;
