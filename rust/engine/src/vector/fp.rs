@@ -17,8 +17,6 @@ pub mod mxcsr {
     pub const FLAGS: u32 = 0x3f;
     pub const DAZ: u32 = 0x40;
     pub const MASK_SHIFT: u32 = 7;
-    pub const UM: u32 = UE << MASK_SHIFT;
-    pub const MASKS: u32 = FLAGS << MASK_SHIFT;
     pub const RC_SHIFT: u32 = 13;
     pub const FZ: u32 = 0x8000;
 }

@@ -18,8 +18,6 @@ mod interface;
 mod mock;
 mod native;
 mod operand;
-#[cfg(test)]
-mod sample;
 mod save;
 mod soft;
 mod sse;

@@ -3,22 +3,30 @@
 #![allow(unsafe_code)]
 
 #[cfg(all(test, target_os = "linux"))]
+mod image;
+#[cfg(all(test, target_os = "linux"))]
 mod oracle;
 #[cfg(all(test, target_os = "linux"))]
 mod oracle_save;
 #[cfg(all(test, target_os = "linux"))]
 mod oracle_soft;
 #[cfg(all(test, target_os = "linux"))]
+mod sample;
+#[cfg(all(test, target_os = "linux"))]
 mod silicon;
 mod sse;
 mod x87;
 
+use super::fp::mxcsr::{FLAGS, MASK_SHIFT, UE};
 use super::fp::{
     Arith, Convert, Estimate, Form, FpUnit, SseResult, X87Arith, X87Binary, X87Result, X87Source, X87Stored,
     X87Target, X87Unary,
 };
 use super::soft::SoftFp;
 use super::state::F80;
+
+/// All exception masks of MXCSR.
+const MASKED: u32 = FLAGS << MASK_SHIFT;
 
 /// The host's unit. SSE operations with unmasked exceptions, which would trap on the host, go to [`SoftFp`].
 #[derive(Clone, Copy, Debug, Default)]
@@ -32,12 +40,11 @@ fn masked_or_soft(
     run: impl FnOnce() -> SseResult,
     soft: impl FnOnce() -> SseResult,
 ) -> SseResult {
-    use super::fp::mxcsr::{FLAGS, MASK_SHIFT, MASKS, UM};
-    if mxcsr & MASKS == MASKS {
+    if mxcsr & MASKED == MASKED {
         return run();
     }
     // An unmasked underflow is signalled for exact tiny results too, and switches flush-to-zero off.
-    if mxcsr & UM != 0 {
+    if mxcsr & UE << MASK_SHIFT != 0 {
         let result = run();
         if result.flags & !(mxcsr >> MASK_SHIFT) & FLAGS == 0 {
             return result;

@@ -6,11 +6,12 @@ use trapgate_x86::features::Features;
 use trapgate_x86::insn::{Bits, Insn, Operand};
 use trapgate_x86::op::Op;
 
-use super::super::mock::{Memory, Mock, hex, image_differences, random_state, to_image};
-use super::super::sample::Random;
+use super::super::mock::{Memory, Mock};
 use super::super::sse;
 use super::super::{Control, FpUnit, SoftFp, VectorException, VectorState, eflags, execute, is_vector};
 use super::HostFp;
+use super::image::{hex, image_differences, random_state, to_image};
+use super::sample::Random;
 use super::silicon::{Context, Page, catch_sigfpe};
 
 /// A memory operand is `[rsi]`; MASKMOVDQU's is `[rdi]`, which is the same.

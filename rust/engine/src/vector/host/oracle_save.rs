@@ -5,11 +5,12 @@ use trapgate_x86::decode::decode;
 use trapgate_x86::features::Features;
 use trapgate_x86::insn::Bits;
 
-use super::super::mock::{Memory, Mock, hex, image_differences, random_state, to_image};
-use super::super::sample::Random;
+use super::super::mock::{Memory, Mock};
 use super::super::state::fsw;
 use super::super::{Control, VectorException, VectorState, execute};
 use super::HostFp;
+use super::image::{hex, image_differences, random_state, to_image};
+use super::sample::Random;
 use super::silicon::{Context, Page};
 
 const XSAVE: &[u8] = &[0x0f, 0xae, 0x26];

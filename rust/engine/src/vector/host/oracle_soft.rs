@@ -5,13 +5,13 @@ use super::super::fp::{
     Arith, Convert, Estimate, Form, FpUnit, SseResult, X87Arith, X87Binary, X87Result, X87Source, X87Target,
     X87Unary,
 };
-use super::super::sample::Random;
 use super::super::state::{F80, fsw};
 use super::super::{HostFp, SoftFp};
+use super::sample::Random;
 
 const FORMS: [Form; 4] = [Form::Ps, Form::Pd, Form::Ss, Form::Sd];
 /// Random operands for each operation and form.
-const TIMES: u32 = 20_000;
+const TIMES: u32 = 8_000;
 
 fn same(name: impl std::fmt::Debug, a: u128, b: u128, mxcsr: u32, host: SseResult, soft: SseResult) {
     assert_eq!(
@@ -182,7 +182,7 @@ fn x87_loads_and_stores_are_equal() {
         for (target, size) in targets.into_iter().zip([4, 8, 2, 4, 8, 2, 4, 8, 10]) {
             let seen = |stored: super::super::fp::X87Stored| {
                 let unmasked = stored.status & !fcw & fsw::EXCEPTIONS & !fsw::PE != 0;
-                let bytes = (!unmasked).then(|| super::super::mock::hex(&stored.bytes[..size]));
+                let bytes = (!unmasked).then(|| super::image::hex(&stored.bytes[..size]));
                 (bytes, format!("{:#x}", stored.status))
             };
             let (h, s) = (host.x87_store(target, a, fcw), SoftFp.x87_store(target, a, fcw));

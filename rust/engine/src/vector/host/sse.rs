@@ -4,9 +4,11 @@
 use std::arch::asm;
 use std::arch::x86_64::__m128i;
 
-use super::super::fp::mxcsr::{FLAGS, MASKS};
+use super::super::fp::mxcsr::FLAGS;
 use super::super::fp::{Arith, Convert, Estimate, Form, SseResult};
 use super::super::interface::eflags;
+use super::super::state::MXCSR_MASK;
+use super::MASKED;
 
 /// What a block compares and exchanges.
 ///
@@ -24,13 +26,13 @@ struct Csr {
 impl Csr {
     #[inline(always)]
     fn new(mxcsr: u32) -> Csr {
-        Csr { host: 0, guest: mxcsr | MASKS }
+        Csr { host: 0, guest: mxcsr & MXCSR_MASK | MASKED }
     }
 
     /// What to keep of the host's register and what must then be left, if it can serve as it is.
     #[inline(always)]
     fn expected(mxcsr: u32) -> (u32, u32) {
-        (!(mxcsr & FLAGS), mxcsr & !FLAGS | MASKS)
+        (!(mxcsr & FLAGS), mxcsr & MXCSR_MASK & !FLAGS | MASKED)
     }
 
     #[inline(always)]
@@ -58,7 +60,7 @@ macro_rules! block {
         let (keep, control) = Csr::expected($mxcsr);
         // SAFETY: the block touches `csr` and the registers it names. All exceptions are masked while the instruction
         // runs; the control bits of MXCSR are on exit what they were on entry, its flags and EFLAGS are not claimed to be.
-        // The value loaded has no reserved bit, since no guest can have loaded one.
+        // The value loaded has no reserved bit, which would fault.
         unsafe {
             asm!(
                 "stmxcsr [{csr}]",

@@ -1,7 +1,7 @@
 //! Test support: reproducible random values that favour what arithmetic gets wrong: zeros, denormals, infinities, NaNs,
 //! neighbours of powers of two and boundaries of formats.
 
-use super::F80;
+use super::super::F80;
 
 /// SplitMix64.
 pub(super) struct Random(u64);
