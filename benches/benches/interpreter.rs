@@ -80,8 +80,13 @@ type Guest = fn(&mut CodeAssembler) -> Result<(), IcedError>;
 fn interpreter(c: &mut Criterion) {
     let mut group = c.benchmark_group("interpreter");
     group.throughput(Throughput::Elements(COUNT)).sample_size(10);
-    let guests: [(&str, Guest); 5] =
-        [("integer", integer), ("memory", memory), ("calls", calls), ("vectors", vectors), ("doubles", doubles)];
+    let guests: [(&str, Guest); 5] = [
+        ("integer", integer),
+        ("memory", memory),
+        ("calls", calls),
+        ("vectors", vectors),
+        ("doubles", doubles),
+    ];
     for (name, code) in guests {
         let mut engine = guest(code);
         group.bench_function(name, |b| b.iter(|| engine.run(engine.cpu.count + COUNT)));

@@ -67,15 +67,21 @@ pub fn guest(code: impl FnOnce(&mut CodeAssembler) -> Result<(), iced_x86::IcedE
     let mut assembler = CodeAssembler::new(64).expect("64 is a bitness");
     code(&mut assembler).expect("the guest assembles");
     let bytes = assembler.assemble(CODE).expect("the guest assembles");
-    let memory = GuestMemory::new(&[Region { start: 0, len: 8 << 20, read_only: false }]).expect("8 MiB of memory");
+    let memory =
+        GuestMemory::new(&[Region { start: 0, len: 8 << 20, read_only: false }]).expect("8 MiB of memory");
     memory.write(CODE, &bytes).expect("the code fits");
     let entry = |at: u64, value: u64| memory.write(at, &value.to_le_bytes()).expect("tables fit");
     entry(0x1000, 0x2003);
     entry(0x2000, 0x3003);
     (0..512).for_each(|i| entry(0x3000 + 8 * i, i << 21 | 0x83));
     let processor = Processor { topology: Topology::SINGLE, tsc_khz: 1_000_000 };
-    let mut cpu =
-        Vcpu::new(Arc::new(X86_64_V2), processor, Arc::new(memory), Box::new(Nothing), Arc::new(Requests::default()));
+    let mut cpu = Vcpu::new(
+        Arc::new(X86_64_V2),
+        processor,
+        Arc::new(memory),
+        Box::new(Nothing),
+        Arc::new(Requests::default()),
+    );
     (cpu.cr0, cpu.cr3, cpu.cr4) = (cr0::PE | cr0::PG | cr0::ET | cr0::NE, 0x1000, cr4::PAE | cr4::OSFXSR);
     cpu.efer = efer::LME | efer::LMA;
     cpu.seg = [Segment::flat(0x18, 0xc093); 6];

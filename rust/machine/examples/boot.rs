@@ -32,7 +32,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         initrd: initrd.as_deref(),
         command_line: &command_line,
         protocol: Protocol::Auto,
-        decompression: if std::env::var_os("GUEST_DECOMPRESSION").is_some() { Decompression::Guest } else { Decompression::Host },
+        decompression: if std::env::var_os("GUEST_DECOMPRESSION").is_some() {
+            Decompression::Guest
+        } else {
+            Decompression::Host
+        },
     };
     let mut machine = Machine::new(&config, &payload)?;
     let start = Instant::now();

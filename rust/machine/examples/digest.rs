@@ -9,7 +9,9 @@ use trapgate_x86::model::X86_64_V2;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let args: Vec<String> = std::env::args().skip(1).collect();
-    let [kernel, initrd, every, count] = &args[..] else { return Err("usage: digest KERNEL INITRD EVERY COUNT".into()) };
+    let [kernel, initrd, every, count] = &args[..] else {
+        return Err("usage: digest KERNEL INITRD EVERY COUNT".into());
+    };
     let (kernel, initrd) = (std::fs::read(kernel)?, std::fs::read(initrd)?);
     let (every, count): (u64, u64) = (every.parse()?, count.parse()?);
     let config = Config {

@@ -3,8 +3,8 @@
 //! One rule of counting (architecture, 4.7): a completed instruction counts 1, an iteration of a repeated one counts 1,
 //! a faulting one and the delivery of an event count 0. An event is taken at the first boundary that allows it.
 
-use trapgate_x86::op::Op;
 use trapgate_x86::msr::debugctl;
+use trapgate_x86::op::Op;
 use trapgate_x86::regs::{dr6, rflags};
 
 use super::block::{Block, Cache};

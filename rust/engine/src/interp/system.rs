@@ -291,10 +291,7 @@ pub(super) fn invpcid(cpu: &mut Vcpu, u: &Uop) -> Done {
     let (pcid, rest, address) =
         (descriptor as u64 & 0xfff, (descriptor as u64) >> 12, (descriptor >> 64) as u64);
     let pcid_off = cpu.cr4 & cr4::PCIDE == 0;
-    let bad = kind > 3
-        || rest != 0
-        || kind < 2 && pcid_off && pcid != 0
-        || kind == 0 && !canonical(address);
+    let bad = kind > 3 || rest != 0 || kind < 2 && pcid_off && pcid != 0 || kind == 0 && !canonical(address);
     if bad {
         return cpu.protection();
     }

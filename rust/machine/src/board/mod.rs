@@ -28,7 +28,9 @@ use trapgate_devices::port61::Port61;
 use trapgate_devices::rtc::{Rtc, RtcConfig};
 use trapgate_devices::system::{CoprocessorError, Port92, SmBus};
 use trapgate_devices::uart::Uart;
-use trapgate_devices::{Bus, BusError, ByteSink, Device, Line, MachineControl, Nanos, NoLine, PhysAddr, Port, lock};
+use trapgate_devices::{
+    Bus, BusError, ByteSink, Device, Line, MachineControl, Nanos, NoLine, PhysAddr, Port, lock,
+};
 use trapgate_engine::Requests;
 use trapgate_x86::features::Features;
 use trapgate_x86::model::Model;
