@@ -28,7 +28,7 @@ impl Platform for Nothing {
         u64::MAX
     }
     fn mmio_write(&mut self, _: u64, _: u64, _: u8, _: u64) {}
-    fn pending(&mut self, _: u64, _: bool) -> Option<Interrupt> {
+    fn pending(&mut self, _: u64, _: bool, _: bool) -> Option<Interrupt> {
         None
     }
     fn acknowledge(&mut self, _: u64, _: Interrupt) -> Option<u8> {

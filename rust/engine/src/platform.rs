@@ -28,8 +28,9 @@ pub trait Platform: Send + fmt::Debug {
     fn mmio_read(&mut self, count: u64, gpa: u64, size: u8) -> u64;
     /// Writes `size` (1, 2, 4, 8) bytes of guest-physical memory that is not RAM.
     fn mmio_write(&mut self, count: u64, gpa: u64, size: u8, value: u64);
-    /// The most urgent interrupt that waits for this vCPU; `maskable` tells whether IF allows the maskable ones.
-    fn pending(&mut self, count: u64, maskable: bool) -> Option<Interrupt>;
+    /// The most urgent interrupt that waits for this vCPU, of the kinds that may be taken now: `nmi` unless one is being
+    /// handled, `maskable` if IF allows them.
+    fn pending(&mut self, count: u64, nmi: bool, maskable: bool) -> Option<Interrupt>;
     /// Takes the pending interrupt; gives the vector of a maskable one (`None` when it has gone meanwhile).
     fn acknowledge(&mut self, count: u64, interrupt: Interrupt) -> Option<u8>;
     /// Time-stamp counter of the machine, before TSC_ADJUST.

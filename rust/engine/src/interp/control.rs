@@ -128,7 +128,9 @@ pub(super) fn jrcxz(cpu: &mut Vcpu, u: &Uop) -> Done {
     Ok(())
 }
 
+/// RF is spent when the event is delivered; a fault on the way pushes it set again.
 fn software(cpu: &mut Vcpu, vector: u8) -> Done {
+    cpu.flags.remove(rflags::RF);
     cpu.raise(Exception { vector, error: None, address: 0, kind: Kind::Software })
 }
 
@@ -144,6 +146,7 @@ pub(super) fn int3(cpu: &mut Vcpu, _: &Uop) -> Done {
 
 /// INT1: as a hardware #DB, without a check of the gate's DPL.
 pub(super) fn int1(cpu: &mut Vcpu, _: &Uop) -> Done {
+    cpu.flags.remove(rflags::RF);
     cpu.raise(Exception { kind: Kind::Trap, ..Exception::fault(Vector::Db) })
 }
 

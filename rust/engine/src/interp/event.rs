@@ -30,15 +30,16 @@ fn severity(vector: u8) -> Severity {
 
 impl Vcpu {
     /// Delivers an event that returns to `back`. Faults on the way belong to the instruction at RIP and become a double
-    /// fault or a shutdown where the manual says so.
-    pub(crate) fn deliver(&mut self, event: Exception, back: u64) -> Result<(), Exit> {
+    /// fault or a shutdown where the manual says so; the result tells whether it was the event itself in the end.
+    pub(crate) fn deliver(&mut self, event: Exception, back: u64) -> Result<bool, Exit> {
         let (mut event, mut back, first, rip) = (event, back, event.vector, self.rip);
+        let mut itself = true;
+        self.note(&event);
         loop {
-            self.note(&event);
             match self.through_gate(&event, back) {
                 Ok(()) => {
                     self.hook_event(&event, rip);
-                    return Ok(());
+                    return Ok(itself);
                 }
                 Err(Stop::Fault) => {}
                 Err(_) => {
@@ -48,6 +49,9 @@ impl Vcpu {
             let Some(second) = self.fault.take() else {
                 return Err(Exit::TripleFault { rip, vector: first });
             };
+            itself = false;
+            // CR2 changes with every page fault, even one that becomes a double fault (SDM vol. 3, 6.15, interrupt 14).
+            self.note(&second);
             event = match self.combine(&event, second) {
                 Some(next) => {
                     back = rip;
@@ -145,9 +149,7 @@ impl Vcpu {
         }
         let bad = selector_error(gate.selector) | ext;
         let Ok(d) = self.descriptor(gate.selector, Vector::Gp) else {
-            if let Some(fault) = self.fault.as_mut().filter(|f| f.vector == Vector::Gp as u8) {
-                fault.error = Some(bad);
-            }
+            self.name_fault(Vector::Gp, bad);
             return Err(Stop::Fault);
         };
         let wrong_width = self.mode.long && (!d.long() || d.big());
@@ -172,9 +174,9 @@ impl Vcpu {
         let (old_cpl, old_ss) = (self.cpl, self.segment(Seg::Ss).selector);
         let inner = cpl != old_cpl;
         let rsp = if gate.ist != 0 {
-            self.tss_u64(0x24 + 8 * (u64::from(gate.ist) - 1))?
+            self.tss_u64(0x24 + 8 * (u64::from(gate.ist) - 1), ext)?
         } else if inner {
-            self.tss_u64(4 + 8 * u64::from(cpl))?
+            self.tss_u64(4 + 8 * u64::from(cpl), ext)?
         } else {
             self.regs[4]
         };
@@ -202,6 +204,7 @@ impl Vcpu {
         if let Err(stop) = done {
             self.cpl = old_cpl;
             self.user_view = old_cpl == 3;
+            self.name_fault(Vector::Ss, ext);
             return Err(stop);
         }
         self.mark_descriptor(gate.selector, d, 1 << 40)?;
@@ -226,9 +229,17 @@ impl Vcpu {
         self.enter_code(cs, rip);
     }
 
-    fn tss_u64(&mut self, at: u64) -> Done<u64> {
+    /// Gives a fault of this vector that was met on the way the error code that it has in a delivery: EXT, and the
+    /// selector of a new stack.
+    fn name_fault(&mut self, vector: Vector, error: u32) {
+        if let Some(fault) = self.fault.as_mut().filter(|fault| fault.vector == vector as u8) {
+            fault.error = Some(error);
+        }
+    }
+
+    fn tss_u64(&mut self, at: u64, ext: u32) -> Done<u64> {
         if at + 7 > u64::from(self.tr.limit) {
-            let error = selector_error(self.tr.selector);
+            let error = selector_error(self.tr.selector) | ext;
             return self.raise(Exception::with_error(Vector::Ts, error));
         }
         let base = self.tr.base;
@@ -252,13 +263,14 @@ impl Vcpu {
         cpl: u8,
         rip: u64,
     ) -> Done {
+        let ext = u32::from(!matches!(event.kind, Kind::Software));
         let saved = (self.cpl, self.seg[Seg::Ss as usize], self.regs[4]);
         let flags = self.pushed_flags(event);
         let cs = self.segment(Seg::Cs).selector;
         let inner = cpl != self.cpl;
-        let new_stack = if inner { Some(self.inner_stack(cpl)?) } else { None };
+        let new_stack = if inner { Some(self.inner_stack(cpl, ext)?) } else { None };
         if gate.offset > u64::from(d.limit()) {
-            return self.protection();
+            return self.raise(Exception::gp(ext));
         }
         if let Some((ss, sp)) = new_stack {
             self.cpl = cpl;
@@ -279,6 +291,8 @@ impl Vcpu {
         if let Err(stop) = push_all(self) {
             (self.cpl, self.seg[Seg::Ss as usize], self.regs[4]) = saved;
             self.update_mode();
+            let stack = new_stack.map_or(0, |(ss, _)| selector_error(ss.selector));
+            self.name_fault(Vector::Ss, stack | ext);
             return Err(stop);
         }
         self.mark_descriptor(gate.selector, d, 1 << 40)?;
@@ -288,13 +302,13 @@ impl Vcpu {
     }
 
     /// SS and ESP of an inner ring, from the TSS (SDM vol. 3, 7.2.1).
-    fn inner_stack(&mut self, cpl: u8) -> Done<(Segment, u64)> {
+    fn inner_stack(&mut self, cpl: u8, ext: u32) -> Done<(Segment, u64)> {
         let base = self.tr.base;
         let wide = self.tr.kind() & 8 != 0;
         let at = if wide { 4 + 8 * u64::from(cpl) } else { 2 + 4 * u64::from(cpl) };
         let size = if wide { 4 } else { 2 };
         if at + size + 1 > u64::from(self.tr.limit) {
-            let error = selector_error(self.tr.selector);
+            let error = selector_error(self.tr.selector) | ext;
             return self.raise(Exception::with_error(Vector::Ts, error));
         }
         let from = base.wrapping_add(at);
@@ -304,11 +318,15 @@ impl Vcpu {
             u64::from(self.load_as::<u16>(Seg::Ds, from, Intent::SystemRead)?)
         };
         let selector: u16 = self.load_as(Seg::Ds, from.wrapping_add(size), Intent::SystemRead)?;
-        let bad = Exception::with_error(Vector::Ts, selector_error(selector));
+        let named = selector_error(selector) | ext;
+        let bad = Exception::with_error(Vector::Ts, named);
         if selector & !3 == 0 {
             return self.raise(bad);
         }
-        let d = self.descriptor(selector, Vector::Ts)?;
+        let Ok(d) = self.descriptor(selector, Vector::Ts) else {
+            self.name_fault(Vector::Ts, named);
+            return Err(Stop::Fault);
+        };
         let good = (selector & 3) as u8 == cpl
             && d.dpl() == cpl
             && d.is_code_or_data()
@@ -318,7 +336,7 @@ impl Vcpu {
             return self.raise(bad);
         }
         if !d.present() {
-            return self.raise(Exception::with_error(Vector::Ss, selector_error(selector)));
+            return self.raise(Exception::with_error(Vector::Ss, named));
         }
         Ok((d.segment(selector), sp))
     }

@@ -201,6 +201,8 @@ fn drop_inner_segments(cpu: &mut Vcpu) {
 
 /// IRET.
 pub(super) fn iret(cpu: &mut Vcpu, u: &Uop) -> Done {
+    // NMIs are unblocked even if the instruction faults (SDM vol. 3, 6.7.1).
+    cpu.nmi_blocked = false;
     let flags = cpu.flags.other();
     if flags & rflags::NT != 0 {
         return if cpu.mode.long { cpu.protection() } else { cpu.unsupported(Unsupported::TaskSwitch) };
@@ -235,6 +237,5 @@ fn iret_sized<T: Word>(cpu: &mut Vcpu) -> Done {
     }
     let next = cpu.rflags() & !change | image & change;
     cpu.set_rflags(next);
-    cpu.nmi_blocked = false;
     Ok(())
 }

@@ -65,10 +65,18 @@ impl Engine {
                 if let Some(exit) = boundary(cpu, until) {
                     return exit;
                 }
+                if cpu.halted {
+                    // A line went up while the platform was asked for its next event.
+                    continue;
+                }
             }
             let room = cpu.limit.saturating_sub(cpu.count);
             if room == 0 {
                 return Exit::Budget;
+            }
+            if PARANOID {
+                // A repetition, too, is looked at after each iteration.
+                cpu.limit = cpu.count + 1;
             }
             let most = if PARANOID || single(cpu) { 1 } else { room };
             let step = match self.cache.find(cpu) {
@@ -158,7 +166,6 @@ fn run_block(cpu: &mut Vcpu, cache: &Cache, at: u32, most: u64) -> Step {
             {
                 let next = block.uops[i as usize].next;
                 let behind = start.wrapping_add(u64::from(next)) & cpu.mode.rip_mask;
-                cpu.count += 1;
                 return stopped(cpu, stop, rip, behind);
             }
             if stop == Stop::Restart && before.flags & rflags::TF != 0 && cpu.debugctl & debugctl::BTF == 0 {
@@ -210,6 +217,9 @@ fn stopped(cpu: &mut Vcpu, stop: Stop, rip: u64, back: u64) -> Step {
     cpu.rip = rip;
     match stop {
         Stop::Restart => {
+            // An iteration is over but not the instruction: RF says so to whoever comes between (SDM vol. 3, 19.3.1.1).
+            cpu.shadow = Shadow::None;
+            cpu.flags.insert(rflags::RF);
             cpu.attention = true;
             Step::Done
         }
@@ -218,9 +228,22 @@ fn stopped(cpu: &mut Vcpu, stop: Stop, rip: u64, back: u64) -> Step {
             other => other.unwrap_or(Exit::Requested),
         }),
         Stop::Fault => {
-            cpu.shadow = Shadow::None;
             let Some(event) = cpu.fault.take() else { return Step::Done };
-            deliver(cpu, event, back)
+            let software = matches!(event.kind, Kind::Software | Kind::Trap);
+            // Data breakpoints that an instruction met before it faulted are met again; those of MOV SS are kept.
+            if cpu.shadow != Shadow::MovSs && !software {
+                cpu.pending_debug = 0;
+            }
+            cpu.shadow = Shadow::None;
+            cpu.attention = true;
+            match cpu.deliver(event, back) {
+                // INT n completes with its delivery; one whose delivery faults has not.
+                Ok(itself) => {
+                    cpu.count = cpu.count.wrapping_add(u64::from(software && itself));
+                    Step::Done
+                }
+                Err(exit) => Step::Exit(exit),
+            }
         }
     }
 }
@@ -229,7 +252,7 @@ fn stopped(cpu: &mut Vcpu, stop: Stop, rip: u64, back: u64) -> Step {
 fn deliver(cpu: &mut Vcpu, event: Exception, back: u64) -> Step {
     cpu.attention = true;
     match cpu.deliver(event, back) {
-        Ok(()) => Step::Done,
+        Ok(_) => Step::Done,
         Err(exit) => Step::Exit(exit),
     }
 }
@@ -316,16 +339,15 @@ fn interrupts(cpu: &mut Vcpu) -> Option<Exit> {
         return None;
     }
     let maskable = cpu.flags.is_set(rflags::IF) && cpu.shadow == Shadow::None;
-    match cpu.platform.pending(cpu.count, maskable) {
+    let nmi = !cpu.nmi_blocked;
+    match cpu.platform.pending(cpu.count, nmi, maskable) {
         None => {
-            if maskable {
+            if nmi && maskable {
                 cpu.interrupt_waiting = false;
             }
             None
         }
-        Some(Interrupt::Nmi) if cpu.nmi_blocked => None,
         Some(interrupt) => {
-            cpu.halted = false;
             cpu.recheck = true;
             let vector = match interrupt {
                 Interrupt::Nmi => {
@@ -335,6 +357,7 @@ fn interrupts(cpu: &mut Vcpu) -> Option<Exit> {
                 }
                 Interrupt::Maskable => cpu.platform.acknowledge(cpu.count, interrupt)?,
             };
+            cpu.halted = false;
             let event = Exception { vector, error: None, address: 0, kind: Kind::External };
             let rip = cpu.rip;
             match deliver(cpu, event, rip) {

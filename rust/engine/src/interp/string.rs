@@ -4,7 +4,7 @@
 //! between: then RIP stays at the instruction and the registers say how far it got. MOVS, STOS and LODS over RAM go
 //! page by page.
 
-use trapgate_x86::insn::{Insn, Prefixes, Seg};
+use trapgate_x86::insn::{Bits, Insn, Prefixes, Seg};
 use trapgate_x86::op::Op;
 use trapgate_x86::regs::rflags;
 
@@ -12,7 +12,7 @@ use super::{Handler, Uop, by_width, mask};
 use crate::fault::{Done, Stop};
 use crate::memory::{PAGE, Word};
 use crate::mmu::access::{Intent, Place};
-use crate::state::Vcpu;
+use crate::state::{Shadow, Vcpu};
 
 const RCX: usize = 1;
 const RSI: usize = 6;
@@ -198,7 +198,11 @@ fn run_of<T: Word>(
     writes: bool,
 ) -> Done<Option<(u64, u64, u64)>> {
     let size = T::SIZE as u64;
-    if cpu.flags.is_set(rflags::DF) || most < 4 || u.insn.addrsize == 2 || !cpu.mode.flat && !cpu.mode.long {
+    // Limits are checked, and bases added, element by element.
+    let long = cpu.mode.bits == Bits::B64;
+    let own_base = reads && matches!(u.insn.mem.seg, Seg::Fs | Seg::Gs);
+    let segmented = if long { own_base && u.insn.addrsize != 8 } else { own_base || !cpu.mode.flat };
+    if cpu.flags.is_set(rflags::DF) || most < 4 || u.insn.addrsize == 2 || segmented {
         return Ok(None);
     }
     let mut n = most;
@@ -253,6 +257,8 @@ fn single<T: Word, S: Step>(cpu: &mut Vcpu, u: &Uop) -> Done {
 fn repeated<T: Word, S: Step>(cpu: &mut Vcpu, u: &Uop) -> Done {
     let equal = u.insn.prefixes.contains(Prefixes::REP);
     let (extra, flags) = (cpu.extra, cpu.flags);
+    // A trap or the end of a shadow comes after each iteration.
+    let alone = cpu.flags.is_set(rflags::TF) || cpu.shadow != Shadow::None;
     let mut done = 0u64;
     loop {
         let left = cpu.regs[RCX] & u.address_mask;
@@ -261,12 +267,13 @@ fn repeated<T: Word, S: Step>(cpu: &mut Vcpu, u: &Uop) -> Done {
             cpu.extra = extra + done.saturating_sub(1);
             return Ok(());
         }
-        let budget = cpu.limit.saturating_sub(cpu.count_now());
-        // In single steps each iteration is a step.
-        if done > 0 && (budget == 0 || cpu.end == 0 || cpu.attention || cpu.requests.any()) {
+        let budget = if alone { u64::from(done == 0) } else { cpu.limit.saturating_sub(cpu.count_now()) };
+        if done > 0 && (budget == 0 || cpu.end == 0 || cpu.requests.any()) {
+            // Who comes between sees the flags that a fault would push, however often the run was parted.
+            cpu.flags = flags;
             return Err(Stop::Restart);
         }
-        let n = S::many::<T>(cpu, u, if cpu.attention { 1 } else { left.min(budget.max(1)) });
+        let n = S::many::<T>(cpu, u, left.min(budget.max(1)));
         let n = match n {
             Ok(0) => S::once::<T>(cpu, u).map(|()| 1),
             n => n,

@@ -1,7 +1,7 @@
 //! SYSCALL, SYSRET, SYSENTER, SYSEXIT, SWAPGS (SDM vol. 2).
 
 use trapgate_x86::insn::{Bits, Seg};
-use trapgate_x86::regs::{efer, rflags};
+use trapgate_x86::regs::{dr6, efer, rflags};
 
 use super::Uop;
 use crate::fault::Done;
@@ -63,6 +63,10 @@ pub(super) fn sysret(cpu: &mut Vcpu, u: &Uop) -> Done {
         cpu.rip = target & u64::from(u32::MAX);
     }
     cpu.set_rflags(flags & (rflags::ALL & !(rflags::RF | rflags::VM)));
+    // TF traps at once, as if the SYSCALL had just completed; only IRET lets one instruction pass.
+    if cpu.flags.is_set(rflags::TF) {
+        cpu.pending_debug |= dr6::BS;
+    }
     Ok(())
 }
 

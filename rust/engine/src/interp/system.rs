@@ -134,6 +134,8 @@ impl Vcpu {
     fn check_general_detect(&mut self) -> Done {
         if self.dr7 & dr7::GD != 0 {
             self.dr6 |= dr6::BD;
+            // Of the #DB faults only that of a code breakpoint pushes RF clear (SDM vol. 3, 19.3.1.1).
+            self.flags.insert(rflags::RF);
             return self.raise(Exception::fault(Vector::Db));
         }
         Ok(())

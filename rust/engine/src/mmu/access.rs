@@ -106,6 +106,7 @@ impl Vcpu {
         lock: bool,
         change: impl Fn(&mut Flags, T) -> T,
     ) -> Done {
+        self.check_alignment(linear, T::SIZE)?;
         if lock && (linear & 0xfff) as usize <= 4096 - T::SIZE {
             if let Place::Ram(host) = self.place(seg, linear, Intent::Write, T::SIZE as u64)? {
                 let before = self.flags;

@@ -4,6 +4,13 @@
 mod common;
 
 mod accesses;
+mod budget;
+mod debug;
+mod delivery;
+mod returns;
+mod selfmod;
+mod shadows;
 mod smoke;
+mod strings;
 mod tlb;
 mod walk;

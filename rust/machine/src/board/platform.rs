@@ -59,9 +59,9 @@ impl Platform for PcPlatform {
         }
     }
 
-    fn pending(&mut self, _count: u64, maskable: bool) -> Option<Interrupt> {
+    fn pending(&mut self, _count: u64, nmi: bool, maskable: bool) -> Option<Interrupt> {
         self.board.apic_port.take_attention();
-        if self.board.apic_port.nmi_pending() {
+        if nmi && self.board.apic_port.nmi_pending() {
             return Some(Interrupt::Nmi);
         }
         (maskable && lock(&self.board.local_apic).pending().is_some()).then_some(Interrupt::Maskable)

@@ -77,6 +77,11 @@ impl Board {
         self.requests.post(Requests::INTERRUPT);
     }
 
+    /// Asks the vCPU to return.
+    pub fn stop(&self) {
+        self.requests.post(Requests::STOP);
+    }
+
     /// Raises what is due.
     pub fn serve(&mut self, count: u64) {
         let due: Vec<_> = self.schedule.iter().filter(|(at, _)| *at <= count).copied().collect();
@@ -126,9 +131,9 @@ impl Platform for Shared {
         self.lock().mmio.push(Access { count, at: gpa, size, written: Some(value) });
     }
 
-    fn pending(&mut self, _: u64, maskable: bool) -> Option<Interrupt> {
+    fn pending(&mut self, _: u64, nmi: bool, maskable: bool) -> Option<Interrupt> {
         let board = self.lock();
-        if board.nmi {
+        if nmi && board.nmi {
             return Some(Interrupt::Nmi);
         }
         (maskable && !board.waiting.is_empty()).then_some(Interrupt::Maskable)

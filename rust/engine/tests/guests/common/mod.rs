@@ -439,6 +439,11 @@ impl Guest {
         self.board().raise(line);
     }
 
+    /// Asks the vCPU to return.
+    pub fn stop(&self) {
+        self.board().stop();
+    }
+
     /// Raises an interrupt at a count.
     pub fn at_count(&self, count: u64, line: Line) {
         self.board().schedule.push((count, line));

@@ -1,0 +1,710 @@
+//! Single steps through everything, and the debug registers (SDM vol. 3, 19.2 and 19.3).
+
+use iced_x86::IcedError;
+use iced_x86::code_asm::*;
+use trapgate_x86::regs::{cr4, dr6, dr7, pf, rflags};
+
+use crate::common::*;
+
+const ENTRY: u64 = CODE + 0x400;
+
+/// The next event must be a single-step trap; gives it.
+#[track_caller]
+fn step(g: &mut Guest) -> Event {
+    let e = g.expect(1);
+    assert_eq!(g.cpu().dr6, dr6::RESET | dr6::BS, "at {:#x}", e.rip);
+    assert_eq!(g.rflags() & rflags::TF, 0, "the handler is not stepped");
+    e
+}
+
+/// A program that runs with TF set from its first instruction.
+fn stepped(f: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>) -> (Guest, Code) {
+    let mut g = Guest::long();
+    let code = g.program(f);
+    g.flag(rflags::TF);
+    (g, code)
+}
+
+#[test]
+fn straight_code_and_branches_trap_after_each_instruction() {
+    let (mut g, code) = stepped(|a| {
+        let mut on = a.create_label();
+        a.nop()?;
+        a.add(eax, 1)?;
+        a.jmp(on)?;
+        a.ud2()?;
+        a.set_label(&mut on)?;
+        a.push(rax)?;
+        a.pop(rbx)?;
+        a.mov(dword_ptr(DATA), eax)?;
+        a.hlt()
+    });
+    for (n, next) in [1, 2, 4, 5, 6, 7].into_iter().enumerate() {
+        let e = step(&mut g);
+        assert_eq!(e.rip, code.at(next));
+        assert_ne!(e.rflags & rflags::TF, 0);
+        assert_eq!(e.rflags & rflags::RF, 0);
+        // Two for each stub before.
+        assert_eq!(e.count, n as u64 + 1 + 2 * n as u64);
+    }
+}
+
+#[test]
+fn a_repetition_traps_after_each_iteration_with_rf_until_the_last() {
+    let (mut g, code) = stepped(|a| {
+        a.mov(ecx, 3)?;
+        a.rep().movsb()?;
+        a.nop()?;
+        a.hlt()
+    });
+    g.set_reg(RSI, DATA);
+    g.set_reg(RDI, DATA + 0x100);
+    assert_eq!(step(&mut g).rip, code.at(1));
+    for left in [2, 1] {
+        let e = step(&mut g);
+        assert_eq!((e.rip, g.reg(RCX)), (code.at(1), left));
+        assert_ne!(e.rflags & rflags::RF, 0);
+    }
+    let e = step(&mut g);
+    assert_eq!((e.rip, g.reg(RCX), e.rflags & rflags::RF), (code.at(2), 0, 0));
+    assert_eq!(step(&mut g).rip, code.at(3));
+}
+
+#[test]
+fn int_n_is_not_trapped_and_its_handler_runs_free() {
+    let (mut g, code) = stepped(|a| {
+        a.nop()?;
+        a.int(0x80)?;
+        a.nop()?;
+        a.nop()?;
+        a.hlt()
+    });
+    let handler = g.load(ENTRY, |a| {
+        a.nop()?;
+        a.iretq()
+    });
+    g.set_gate(0x80, Gate::interrupt(handler.start));
+    assert_eq!(step(&mut g).rip, code.at(1));
+    // INT, NOP, IRETQ, NOP: IRET puts TF back and lets one instruction pass.
+    assert_eq!(step(&mut g).rip, code.at(3));
+    assert_eq!(step(&mut g).rip, code.at(4));
+}
+
+#[test]
+fn popf_that_sets_tf_lets_one_instruction_pass_and_one_that_clears_it_traps() {
+    let mut g = Guest::long();
+    let code = g.program(|a| {
+        a.push(0x102)?;
+        a.popfq()?;
+        a.nop()?;
+        a.push(2)?;
+        a.popfq()?;
+        a.nop()?;
+        a.hlt()
+    });
+    assert_eq!(step(&mut g).rip, code.at(3));
+    assert_eq!(step(&mut g).rip, code.at(4));
+    let last = step(&mut g);
+    assert_eq!((last.rip, last.rflags & rflags::TF), (code.at(5), 0));
+    g.expect_halt();
+}
+
+#[test]
+fn iret_that_sets_tf_lets_one_instruction_pass() {
+    let mut g = Guest::long();
+    g.load(USER_CODE, |a| {
+        a.nop()?;
+        a.nop()
+    });
+    let frame = [USER_CODE, USER64.into(), rflags::FIXED | rflags::TF, USER_STACK, DATA3.into()];
+    for (n, word) in frame.into_iter().enumerate() {
+        g.put(STACK - 40 + 8 * n as u64, word);
+    }
+    g.set_reg(RSP, STACK - 40);
+    g.program(|a| a.iretq());
+    assert_eq!(step(&mut g).rip, USER_CODE + 1);
+    assert_eq!(step(&mut g).rip, USER_CODE + 2);
+}
+
+fn system_call(mask: u64) -> (Guest, Code) {
+    let mut g = Guest::long();
+    let cpu = g.cpu();
+    cpu.star = 0x0018_0008 << 32;
+    cpu.lstar = ENTRY;
+    cpu.fmask = mask;
+    g.load(ENTRY, |a| {
+        a.nop()?;
+        a.sysretq()
+    });
+    let code = g.user_program(|a| {
+        a.syscall()?;
+        a.nop()?;
+        a.nop()
+    });
+    g.flag(rflags::TF);
+    (g, code)
+}
+
+#[test]
+fn syscall_with_tf_masked_does_not_trap_but_sysret_does_at_once() {
+    let (mut g, code) = system_call(rflags::TF);
+    let e = step(&mut g);
+    // As if the SYSCALL had just completed: nothing of ring 3 has run since.
+    assert_eq!((e.rip, e.cs, e.count), (code.at(1), USER64, 3));
+    assert_eq!(step(&mut g).rip, code.at(2));
+}
+
+#[test]
+fn syscall_with_tf_not_masked_traps_at_the_entry() {
+    let (mut g, _) = system_call(0);
+    let e = step(&mut g);
+    assert_eq!((e.rip, e.cs, e.cpl), (ENTRY, CODE64, 0));
+    assert_ne!(e.rflags & rflags::TF, 0);
+}
+
+#[test]
+fn sysenter_does_not_clear_tf_and_traps_at_the_entry() {
+    let mut g = Guest::long();
+    let cpu = g.cpu();
+    (cpu.sysenter_cs, cpu.sysenter_esp, cpu.sysenter_eip) = (8, STACK0, ENTRY);
+    g.user_program(|a| a.sysenter());
+    g.flag(rflags::TF);
+    let e = step(&mut g);
+    assert_eq!((e.rip, e.cs), (ENTRY, CODE64));
+}
+
+#[test]
+fn an_instruction_that_faults_traps_only_when_it_has_completed() {
+    let (mut g, code) = stepped(|a| {
+        a.nop()?;
+        a.mov(rax, qword_ptr(0x5000_0000))?;
+        a.hlt()
+    });
+    g.map(0x5000_0000, 0, 0);
+    assert_eq!(step(&mut g).rip, code.at(1));
+    let e = g.expect_page_fault(0x5000_0000, 0);
+    assert_eq!(e.rflags & (rflags::TF | rflags::RF), rflags::TF | rflags::RF);
+    g.put(g.pte(0x5000_0000), DATA | P);
+    assert_eq!(step(&mut g).rip, code.at(2));
+}
+
+#[test]
+fn hlt_traps_and_so_does_not_wait() {
+    let (mut g, code) = stepped(|a| {
+        a.hlt()?;
+        a.nop()
+    });
+    let e = step(&mut g);
+    assert_eq!((e.rip, e.count), (code.at(1), 1));
+    assert_eq!(step(&mut g).rip, code.end);
+}
+
+#[test]
+fn mov_ss_is_stepped_over_with_the_instruction_behind_it() {
+    let (mut g, code) = stepped(|a| {
+        a.mov(eax, u32::from(DATA0))?;
+        a.mov(ss, eax)?;
+        a.nop()?;
+        a.nop()
+    });
+    assert_eq!(step(&mut g).rip, code.at(1));
+    assert_eq!(step(&mut g).rip, code.at(3));
+}
+
+#[test]
+fn the_trap_comes_before_an_interrupt_that_waits() {
+    let (mut g, code) = stepped(|a| {
+        a.nop()?;
+        a.nop()
+    });
+    g.flag(rflags::IF);
+    g.at_count(1, Line::Vector(0x41));
+    let e = step(&mut g);
+    assert_eq!((e.rip, e.count), (code.at(1), 1));
+    let e = g.expect(0x41);
+    assert_eq!((e.rip, e.count), (code.at(1), 3));
+    assert_ne!(e.rflags & rflags::TF, 0);
+    assert_eq!(step(&mut g).rip, code.at(2));
+}
+
+#[test]
+fn int1_and_int3_say_nothing_in_dr6() {
+    let mut g = Guest::long();
+    let code = g.program(|a| {
+        a.int1()?;
+        a.int3()?;
+        a.hlt()
+    });
+    assert_eq!((g.expect(1).rip, g.cpu().dr6), (code.at(1), dr6::RESET));
+    assert_eq!((g.expect(3).rip, g.cpu().dr6), (code.at(2), dr6::RESET));
+}
+
+// ---- code breakpoints ----
+
+fn arm(g: &mut Guest, n: usize, address: u64, kind: u64, len: u64) {
+    g.cpu().dr[n] = address;
+    let cpu = g.cpu();
+    cpu.dr7 = cpu.dr7 | dr7::RESET | 1 << (2 * n) | kind << (16 + 4 * n) | len << (18 + 4 * n);
+    cpu.flush_tlb();
+}
+
+#[test]
+fn a_code_breakpoint_faults_before_its_instruction_and_rf_passes_it() {
+    let mut g = Guest::long();
+    let code = g.program(|a| {
+        a.nop()?;
+        a.inc(eax)?;
+        a.inc(eax)?;
+        a.hlt()
+    });
+    arm(&mut g, 1, code.at(2), 0, 0);
+    let e = g.expect(1);
+    assert_eq!((e.rip, e.count, g.reg(RAX), g.cpu().dr6), (code.at(2), 2, 1, dr6::RESET | dr6::B1));
+    assert_eq!(e.rflags & rflags::RF, 0, "pushed clear for this one fault");
+    // Without RF it strikes again.
+    let e = g.expect(1);
+    assert_eq!((e.rip, g.reg(RAX)), (code.at(2), 1));
+    g.return_flags(&e, e.rflags | rflags::RF);
+    g.expect_halt();
+    assert_eq!((g.reg(RAX), g.rflags() & rflags::RF), (2, 0));
+}
+
+#[test]
+fn rf_lasts_for_one_instruction_even_if_that_is_a_jump_to_itself() {
+    let mut g = Guest::long();
+    let code = g.program(|a| {
+        let mut again = a.create_label();
+        a.mov(ecx, 3)?;
+        a.set_label(&mut again)?;
+        a.dec(ecx)?;
+        a.jnz(again)?;
+        a.hlt()
+    });
+    arm(&mut g, 0, code.at(1), 0, 0);
+    for left in [3, 2, 1] {
+        let e = g.expect(1);
+        assert_eq!((e.rip, g.reg(RCX)), (code.at(1), left));
+        g.return_flags(&e, e.rflags | rflags::RF);
+    }
+    g.expect_halt();
+}
+
+#[test]
+fn a_code_breakpoint_strikes_at_the_first_byte_only_and_only_if_enabled() {
+    let mut g = Guest::long();
+    let code = g.program(|a| {
+        a.mov(eax, 1)?;
+        a.mov(ebx, 2)?;
+        a.hlt()
+    });
+    arm(&mut g, 0, code.at(1) + 1, 0, 0);
+    g.cpu().dr[1] = code.at(1);
+    g.expect_halt();
+    assert_eq!(g.cpu().dr6, dr6::RESET);
+}
+
+#[test]
+fn a_code_breakpoint_is_at_a_linear_address() {
+    let mut g = Guest::protected();
+    let selector = g.free_descriptor(0, descriptor(0x1000, 0xfffff, 0x9b, 0xc));
+    g.load_bits(32, CODE, CODE - 0x1000, |a| {
+        a.nop()?;
+        a.nop()
+    });
+    g.set_ring(selector, DATA0, STACK);
+    g.cpu().rip = CODE - 0x1000;
+    arm(&mut g, 2, CODE + 1, 0, 0);
+    let e = g.expect(1);
+    assert_eq!((e.rip, g.cpu().dr6), (CODE - 0x1000 + 1, dr6::RESET | dr6::B2));
+}
+
+#[test]
+fn a_code_breakpoint_on_a_repetition_strikes_once_even_if_it_is_interrupted() {
+    let mut g = Guest::long();
+    g.flag(rflags::IF);
+    let code = g.program(|a| {
+        a.mov(ecx, 6)?;
+        a.mov(edi, DATA as u32)?;
+        a.rep().stosb()?;
+        a.hlt()
+    });
+    arm(&mut g, 0, code.at(2), 0, 0);
+    let e = g.expect(1);
+    assert_eq!(g.reg(RCX), 6);
+    g.return_flags(&e, e.rflags | rflags::RF);
+    g.at_count(g.count() + 1 + 2, Line::Vector(0x41));
+    let e = g.expect(0x41);
+    assert_eq!((e.rip, g.reg(RCX)), (code.at(2), 4));
+    g.expect_halt();
+}
+
+#[test]
+fn an_exception_pushes_rf_so_that_its_instruction_is_not_broken_on_again() {
+    let mut g = Guest::long();
+    let code = g.program(|a| {
+        a.mov(rax, qword_ptr(0x5000_0000))?;
+        a.hlt()
+    });
+    g.map(0x5000_0000, 0, 0);
+    arm(&mut g, 0, code.start, 0, 0);
+    let e = g.expect(1);
+    g.return_flags(&e, e.rflags | rflags::RF);
+    g.expect_page_fault(0x5000_0000, 0);
+    g.put(g.pte(0x5000_0000), DATA | P);
+    g.expect_halt();
+}
+
+#[test]
+fn rf_is_not_in_what_pushf_stores_and_popf_clears_it() {
+    let mut g = Guest::long();
+    let frame = [CODE + 0x100, CODE64.into(), rflags::FIXED | rflags::RF, STACK, DATA0.into()];
+    for (n, word) in frame.into_iter().enumerate() {
+        g.put(STACK - 40 + 8 * n as u64, word);
+    }
+    g.set_reg(RSP, STACK - 40);
+    g.load(CODE + 0x100, |a| {
+        a.pushfq()?;
+        a.hlt()
+    });
+    g.program(|a| a.iretq());
+    g.expect_halt();
+    assert_eq!(g.get::<u64>(STACK - 8), rflags::FIXED);
+}
+
+// ---- data breakpoints ----
+
+/// Watches `len` (0, 1, 3, 2 for 1, 2, 4, 8 bytes) at `address` and runs one access; whether it trapped.
+fn strikes(
+    address: u64,
+    kind: u64,
+    len: u64,
+    access: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>,
+) -> bool {
+    let mut g = Guest::long();
+    let code = g.program(|a| {
+        access(a)?;
+        a.nop()?;
+        a.hlt()
+    });
+    arm(&mut g, 3, address, kind, len);
+    match g.go() {
+        Stop::Halted => false,
+        Stop::Event(e) if e.vector == 1 => {
+            assert_eq!((e.rip, g.cpu().dr6), (code.at(1), dr6::RESET | dr6::B3));
+            g.expect_halt();
+            true
+        }
+        other => panic!("{other:x?}"),
+    }
+}
+
+#[test]
+fn data_breakpoints_cover_their_length_wherever_an_access_overlaps_it() {
+    for (len, bytes) in [(0u64, 1u64), (1, 2), (3, 4), (2, 8)] {
+        // The address is rounded down to the length.
+        for within in [0, bytes - 1] {
+            for start in 0..24u64 {
+                for size in [1u64, 2, 4, 8, 16] {
+                    let watched = DATA + 8 + within;
+                    let at = DATA + start;
+                    let overlap = at < DATA + 8 + bytes && DATA + 8 < at + size;
+                    let hit = strikes(watched, 1, len, |a| match size {
+                        1 => a.mov(byte_ptr(at), al),
+                        2 => a.mov(word_ptr(at), ax),
+                        4 => a.mov(dword_ptr(at), eax),
+                        8 => a.mov(qword_ptr(at), rax),
+                        _ => a.movups(xmmword_ptr(at), xmm0),
+                    });
+                    assert_eq!(hit, overlap, "{bytes} bytes, {within} inside, {size} at {start}");
+                }
+            }
+        }
+    }
+}
+
+type Insn = fn(&mut CodeAssembler) -> Result<(), IcedError>;
+
+#[test]
+fn reads_strike_read_write_breakpoints_only() {
+    let reads: &[Insn] = &[
+        |a| a.mov(eax, dword_ptr(DATA)),
+        |a| a.cmp(byte_ptr(DATA + 3), 1),
+        |a| a.push(qword_ptr(DATA)),
+        |a| a.movups(xmm0, xmmword_ptr(DATA - 13)),
+        |a| a.bt(dword_ptr(DATA), 3),
+        |a| {
+            a.lea(rsi, qword_ptr(DATA))?;
+            a.db(&[0xac])
+        },
+    ];
+    let writes: &[Insn] = &[
+        |a| a.mov(dword_ptr(DATA), eax),
+        |a| a.inc(byte_ptr(DATA + 3)),
+        |a| a.lock().cmpxchg(dword_ptr(DATA), ecx),
+        |a| a.xchg(dword_ptr(DATA), ecx),
+        |a| a.movups(xmmword_ptr(DATA - 13), xmm0),
+    ];
+    for (n, insn) in reads.iter().enumerate() {
+        // One with two instructions traps behind the second.
+        if n < 5 {
+            assert!(strikes(DATA, 3, 3, insn), "read {n}");
+        }
+        assert!(!strikes(DATA, 1, 3, insn), "read {n}");
+    }
+    for (n, insn) in writes.iter().enumerate() {
+        assert!(strikes(DATA, 3, 3, insn), "write {n}");
+        assert!(strikes(DATA, 1, 3, insn), "write {n}");
+    }
+    assert!(!strikes(DATA, 3, 3, |a| a.mov(eax, dword_ptr(DATA + 4))));
+    assert!(!strikes(DATA, 3, 3, |a| a.lea(rax, qword_ptr(DATA))));
+}
+
+#[test]
+fn stack_accesses_strike() {
+    for insn in
+        [(|a: &mut CodeAssembler| a.push(rax)) as Insn, |a| a.pushfq(), |a| a.enter(0, 0), |a| a.push(5)]
+    {
+        assert!(strikes(STACK - 8, 1, 2, insn));
+    }
+    assert!(strikes(STACK, 3, 2, |a| a.pop(rax)));
+}
+
+#[test]
+fn a_breakpoint_across_a_page_boundary_is_met_from_both_sides() {
+    for at in [DATA + 0xffc, DATA + 0xffe, DATA + 0xfff] {
+        assert!(strikes(DATA + 0x1000, 1, 3, |a| a.mov(qword_ptr(at), rax)), "{at:#x}");
+        assert!(strikes(DATA + 0xff8, 1, 2, |a| a.mov(qword_ptr(at), rax)), "{at:#x}");
+    }
+}
+
+#[test]
+fn several_breakpoints_met_at_once_are_all_in_dr6() {
+    let mut g = Guest::long();
+    let code = g.program(|a| {
+        a.mov(rax, qword_ptr(DATA))?;
+        a.mov(qword_ptr(DATA), rax)?;
+        a.hlt()
+    });
+    arm(&mut g, 0, DATA, 1, 0);
+    arm(&mut g, 1, DATA + 4, 3, 3);
+    arm(&mut g, 2, DATA + 2, 1, 1);
+    arm(&mut g, 3, DATA + 8, 1, 0);
+    assert_eq!((g.expect(1).rip, g.cpu().dr6), (code.at(1), dr6::RESET | dr6::B1));
+    let e = g.expect(1);
+    assert_eq!((e.rip, g.cpu().dr6), (code.at(2), dr6::RESET | dr6::B0 | dr6::B1 | dr6::B2));
+}
+
+#[test]
+fn a_data_breakpoint_and_a_single_step_make_one_trap() {
+    let (mut g, code) = stepped(|a| {
+        a.mov(dword_ptr(DATA), eax)?;
+        a.hlt()
+    });
+    arm(&mut g, 0, DATA, 1, 0);
+    let e = g.expect(1);
+    assert_eq!((e.rip, g.cpu().dr6), (code.at(1), dr6::RESET | dr6::B0 | dr6::BS));
+}
+
+#[test]
+fn a_data_breakpoint_in_a_repetition_traps_after_its_iteration() {
+    let mut g = Guest::long();
+    let code = g.program(|a| {
+        a.mov(ecx, 100)?;
+        a.mov(edi, DATA as u32)?;
+        a.rep().stosb()?;
+        a.hlt()
+    });
+    arm(&mut g, 0, DATA + 40, 1, 1);
+    for left in [59, 58] {
+        let e = g.expect(1);
+        assert_eq!((e.rip, g.reg(RCX)), (code.at(2), left));
+        assert_ne!(e.rflags & rflags::RF, 0);
+    }
+    g.expect_halt();
+}
+
+#[test]
+fn an_instruction_that_faults_after_a_data_access_does_not_trap() {
+    let mut g = Guest::long();
+    g.map(0x5000_0000, 0, 0);
+    g.set_reg(RSP, 0x5000_0008);
+    g.change_gate(14, |gate| gate.ist = 1);
+    g.change_gate(1, |gate| gate.ist = 1);
+    let code = g.program(|a| {
+        a.push(qword_ptr(DATA))?;
+        a.hlt()
+    });
+    arm(&mut g, 0, DATA, 3, 3);
+    g.expect_page_fault(0x5000_0000, pf::W);
+    g.put(g.pte(0x5000_0000), (DATA + 0x1000) | P | W);
+    assert_eq!(g.expect(1).rip, code.at(1));
+    g.expect_halt();
+}
+
+#[test]
+fn fetches_do_not_strike_data_breakpoints() {
+    let mut g = Guest::long();
+    let code = g.program(|a| {
+        a.nop()?;
+        a.hlt()
+    });
+    arm(&mut g, 0, code.start, 3, 3);
+    g.expect_halt();
+}
+
+// ---- ports ----
+
+#[test]
+fn ports_strike_with_de_after_the_instruction() {
+    for (de, port, size, hit) in [
+        (true, 0x60u16, 1, true),
+        (true, 0x61, 1, true),
+        (true, 0x62, 1, false),
+        (true, 0x5e, 4, true),
+        (true, 0x5c, 4, false),
+        (false, 0x60, 1, false),
+    ] {
+        for out in [false, true] {
+            let mut g = Guest::long();
+            g.set_reg(RDX, port.into());
+            g.cpu().cr4 |= if de { cr4::DE } else { 0 };
+            let code = g.program(|a| {
+                match (out, size) {
+                    (false, 1) => a.in_(al, dx)?,
+                    (false, _) => a.in_(eax, dx)?,
+                    (true, 1) => a.out(dx, al)?,
+                    (true, _) => a.out(dx, eax)?,
+                }
+                a.hlt()
+            });
+            arm(&mut g, 0, 0x60, 2, 1);
+            match g.go() {
+                Stop::Event(e) => {
+                    assert_eq!((e.vector, e.rip), (1, code.at(1)));
+                    assert!(hit, "{port:#x} of {size}, DE {de}");
+                    assert_eq!(g.cpu().dr6, dr6::RESET | dr6::B0);
+                }
+                other => assert!(!hit && other == Stop::Halted, "{port:#x} of {size}, DE {de}"),
+            }
+            assert_eq!(g.board().ports.len(), 1);
+        }
+    }
+}
+
+#[test]
+fn repeated_output_strikes_after_each_iteration() {
+    let mut g = Guest::long();
+    g.cpu().cr4 |= cr4::DE;
+    g.set_reg(RDX, 0x60);
+    g.set_reg(RSI, DATA);
+    g.set_reg(RCX, 3);
+    let code = g.program(|a| {
+        a.rep().outsb()?;
+        a.hlt()
+    });
+    arm(&mut g, 0, 0x60, 2, 0);
+    for (left, at) in [(2, 0), (1, 0), (0, 1)] {
+        let e = g.expect(1);
+        assert_eq!((e.rip, g.reg(RCX)), (code.at(at), left));
+    }
+    g.expect_halt();
+}
+
+// ---- the registers themselves ----
+
+#[test]
+fn general_detect_faults_before_any_access_and_is_off_in_the_handler() {
+    let table: &[Insn] =
+        &[|a| a.mov(rax, dr0), |a| a.mov(dr3, rax), |a| a.mov(rax, dr6), |a| a.mov(dr7, rax)];
+    for insn in table {
+        let mut g = Guest::long();
+        g.cpu().dr7 |= dr7::GD;
+        g.set_reg(RAX, 0x400);
+        let code = g.program(|a| {
+            insn(a)?;
+            a.hlt()
+        });
+        let e = g.expect(1);
+        assert_eq!((e.rip, e.count, e.rflags & rflags::RF), (code.start, 0, rflags::RF));
+        assert_eq!((g.cpu().dr6, g.cpu().dr7), (dr6::RESET | dr6::BD, dr7::RESET));
+        // Off now, the instruction goes through.
+        g.expect_halt();
+    }
+}
+
+#[test]
+fn dr4_and_dr5_are_aliases_without_de_and_undefined_with_it() {
+    let mut g = Guest::long();
+    g.program(|a| {
+        a.mov(eax, 0xffff_0ff1u32)?;
+        a.mov(dr4, rax)?;
+        a.mov(rbx, dr6)?;
+        a.mov(rcx, dr5)?;
+        a.hlt()
+    });
+    g.expect_halt();
+    assert_eq!((g.reg(RBX), g.reg(RCX)), (0xffff_0ff1, dr7::RESET));
+    for insn in [(|a: &mut CodeAssembler| a.mov(dr4, rax)) as Insn, |a| a.mov(rax, dr5)] {
+        let mut g = Guest::long();
+        g.cpu().cr4 |= cr4::DE;
+        g.program(insn);
+        g.expect(6);
+    }
+}
+
+#[test]
+fn fixed_bits_of_dr6_and_dr7_stay_and_upper_halves_are_gp() {
+    let mut g = Guest::long();
+    g.program(|a| {
+        a.xor(eax, eax)?;
+        a.mov(dr6, rax)?;
+        a.mov(rbx, dr6)?;
+        a.mov(dr7, rax)?;
+        a.mov(rcx, dr7)?;
+        a.mov(eax, 0xffff_ffffu32)?;
+        a.mov(dr6, rax)?;
+        a.mov(rsi, dr6)?;
+        a.mov(rax, 0x1_0000_0000u64)?;
+        a.mov(dr3, rax)?;
+        a.mov(rdi, dr3)?;
+        a.mov(dr6, rax)
+    });
+    let e = g.expect(13);
+    assert_eq!((e.error, e.count), (Some(0), 11));
+    assert_eq!((g.reg(RBX), g.reg(RCX)), (dr6::RESET, dr7::RESET));
+    assert_eq!((g.reg(RSI), g.reg(RDI)), (dr6::RESET | dr6::WRITABLE, 0x1_0000_0000));
+    let mut g = Guest::long();
+    g.set_reg(RAX, 0x8000_0000_0000_0000);
+    g.program(|a| a.mov(dr7, rax));
+    g.expect(13);
+}
+
+#[test]
+fn dr6_bits_stay_until_software_clears_them() {
+    let (mut g, _) = stepped(|a| {
+        a.nop()?;
+        a.int1()
+    });
+    step(&mut g);
+    g.expect(1);
+    assert_eq!(g.cpu().dr6, dr6::RESET | dr6::BS, "INT1 adds nothing and clears nothing");
+}
+
+#[test]
+fn a_guest_that_sets_its_own_watchpoint_meets_it() {
+    let mut g = Guest::long();
+    let code = g.program(|a| {
+        a.mov(qword_ptr(DATA), rax)?;
+        a.mov(eax, DATA as u32)?;
+        a.mov(dr0, rax)?;
+        a.mov(eax, 0xd_0401u32)?;
+        a.mov(dr7, rax)?;
+        a.mov(qword_ptr(DATA), rax)?;
+        a.xor(eax, eax)?;
+        a.mov(dr7, rax)?;
+        a.mov(qword_ptr(DATA), rax)?;
+        a.hlt()
+    });
+    assert_eq!(g.expect(1).rip, code.at(6));
+    g.expect_halt();
+}
