@@ -59,11 +59,13 @@ WRONG = [
     (("boot", "debian-3"), 1, "there is no image 'debian-3'; there is: debian-12"),
     (("boot", "--kernel", "/nowhere/vmlinuz"), 1, "cannot read the kernel /nowhere/vmlinuz: No such file"),
     (("boot", "--kernel", "/"), 1, "cannot read the kernel /: Is a directory"),
+    (("boot", "--kernel", "/dev/zero"), 1, "the kernel /dev/zero is not a file"),
     (
-        ("boot", "--kernel", "/dev/null", "--initrd", "/nowhere/i"),
+        ("boot", "--kernel", __file__, "--initrd", "/nowhere/i"),
         1,
         "cannot read the initrd /nowhere/i: No such",
     ),
+    (("boot", "--kernel", __file__), 1, ""),
     (("images", "pull", "debian-3"), 1, "there is no image 'debian-3'; there is: debian-12"),
     (("images", "path", "debian-3"), 1, "there is no image 'debian-3'; there is: debian-12"),
     (

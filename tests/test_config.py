@@ -47,6 +47,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"cpu": "z80"}, "cpu is 'z80'; it must be one of: x86-64-v2"),
     ({"clock": "wall"}, "clock is 'wall'; it must be one of: real, virtual"),
     ({"protocol": "uefi"}, "protocol is 'uefi'; it must be one of"),
+    ({"debug_exit": "yes"}, "debug_exit is 'yes'; it must be true or false"),
     ({"append": "a\0b"}, "append must be text without NUL"),
     ({"append": 7}, "append must be text"),
     ({"seed": -1}, "seed is -1; it must fit into 64 bits"),

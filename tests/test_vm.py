@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import signal
 import threading
 import time
@@ -249,6 +250,27 @@ def test_a_machine_that_is_closed_while_it_runs_stops() -> None:
     vm.close()
     thread.join(10)
     assert isinstance(results[0], exits.Stopped)
+
+
+def test_a_forked_child_is_told_that_it_has_no_machine() -> None:
+    with VM(machine(LOOP)) as vm:
+        vm.step()
+        child = os.fork()
+        if child == 0:
+            refused = 0
+            for call in (
+                lambda: vm.mem.read(ORIGIN, 1),
+                lambda: vm.regs.rip,
+                vm.step,
+                lambda: vm.mem.view(0, 1),
+            ):
+                try:
+                    call()
+                except errors.StateError:
+                    refused += 1
+            os._exit(refused)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 4
+        vm.step()
 
 
 BAD_KERNELS = {

@@ -103,6 +103,9 @@ class Machine:
             _check_source(name, getattr(self, name), optional=name == "initrd")
         if not isinstance(self.append, str) or "\0" in self.append:
             raise ConfigError("append must be text without NUL characters")
+        for name in ("debug_console", "debug_exit"):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigError(f"{name} is {getattr(self, name)!r}; it must be true or false")
         if self.seed is not None and not 0 <= self.seed < 1 << 64:
             raise ConfigError(f"seed is {self.seed}; it must fit into 64 bits")
         _check_memory(self.memory_bytes, self.memory)

@@ -10,6 +10,7 @@ import enum
 import os
 import re
 import secrets
+import stat
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -92,8 +93,10 @@ class VM:
         self._core_or_none: Core | None = Core(
             memory=machine.memory_bytes,
             cpu=machine.cpu,
-            kernel=_contents("kernel", machine.kernel),
-            initrd=None if machine.initrd is None else _contents("initrd", machine.initrd),
+            kernel=_contents("kernel", machine.kernel, max(machine.memory_bytes, _LARGEST_KERNEL)),
+            initrd=None
+            if machine.initrd is None
+            else _contents("initrd", machine.initrd, machine.memory_bytes),
             append=machine.append,
             protocol=machine.protocol,
             virtual_clock=machine.clock == "virtual",
@@ -416,13 +419,26 @@ class _Goal:
         return not self._kinds or isinstance(result, (*self._kinds, *limit))
 
 
-def _contents(name: str, source: config.Source) -> bytes:
-    """Give the bytes of a kernel or an initrd."""
+# A kernel's file may be larger than what is loaded of it: debug information stays behind.
+_LARGEST_KERNEL = 4 << 30
+
+
+def _contents(name: str, source: config.Source, limit: int) -> bytes:
+    """Give the bytes of a kernel or an initrd, of which there may be `limit`."""
     if isinstance(source, bytes):
         return source
     path = Path(os.fspath(source))
     try:
-        return path.read_bytes()
+        with path.open("rb") as file:
+            status = os.fstat(file.fileno())
+            if not (stat.S_ISREG(status.st_mode) or stat.S_ISFIFO(status.st_mode)):
+                raise ConfigError(f"the {name} {path} is not a file")
+            contents = file.read(limit + 1) if status.st_size <= limit else b""
+            if status.st_size > limit or len(contents) > limit:
+                raise ConfigError(
+                    f"the {name} {path} is larger than the {config.format_size(limit)} there is room for"
+                )
+            return contents
     except OSError as error:
         raise ConfigError(f"cannot read the {name} {path}: {error.strerror or error}") from error
     except ValueError as error:

@@ -34,6 +34,8 @@ pub struct Core {
     signal: Arc<Signal>,
     board: Arc<PcBoard>,
     raised: Raised,
+    /// The process that made the machine: its RAM is not there in a forked child.
+    process: u32,
     /// Instructions and nanoseconds as of the last slice, for readers while the machine runs.
     icount: AtomicU64,
     now: AtomicU64,
@@ -48,12 +50,22 @@ const UNLIMITED: u64 = u64::MAX;
 impl Core {
     /// The machine, unless it is running on another thread.
     fn idle(&self) -> PyResult<MutexGuard<'_, Machine>> {
+        self.ram()?;
         match self.machine.try_lock() {
             Ok(machine) => Ok(machine),
             Err(TryLockError::WouldBlock) => Err(errors::state("the machine is running")),
             Err(TryLockError::Poisoned(_)) => Err(errors::internal(
                 "the machine stopped in the middle of an instruction; it cannot be used on",
             )),
+        }
+    }
+
+    /// The guest's memory, unless this is a forked child, in which it is not mapped.
+    fn ram(&self) -> PyResult<&Arc<GuestMemory>> {
+        if self.process == std::process::id() {
+            Ok(&self.memory)
+        } else {
+            Err(errors::state("the machine stayed behind in the process that made it"))
         }
     }
 
@@ -121,6 +133,7 @@ impl Core {
             signal: Arc::clone(machine.signal()),
             board: Arc::clone(machine.board()),
             raised: Raised::default(),
+            process: std::process::id(),
             icount: AtomicU64::new(0),
             now: AtomicU64::new(0),
             machine: Mutex::new(machine),
@@ -217,22 +230,23 @@ impl Core {
     }
 
     fn read<'py>(&self, py: Python<'py>, address: u64, size: usize) -> PyResult<Bound<'py, PyBytes>> {
-        if size as u64 > self.memory.len() {
+        let memory = self.ram()?;
+        if size as u64 > memory.len() {
             return Err(errors::memory(format!("{size:#x} bytes are more than the machine's RAM")));
         }
-        PyBytes::new_with(py, size, |bytes| self.memory.read(address, bytes).map_err(errors::memory))
+        PyBytes::new_with(py, size, |bytes| memory.read(address, bytes).map_err(errors::memory))
     }
 
     fn write(&self, py: Python<'_>, address: u64, data: &Bound<'_, PyAny>) -> PyResult<()> {
         let bytes = PyBuffer::<u8>::get(data)?.to_vec(py)?;
-        self.memory.write(address, &bytes).map_err(errors::memory)
+        self.ram()?.write(address, &bytes).map_err(errors::memory)
     }
 
     fn view(&self, address: u64, size: u64, writable: bool) -> PyResult<Buffer> {
         if writable {
             drop(self.idle()?);
         }
-        Buffer::from_ram(&self.memory, address, size, writable)
+        Buffer::from_ram(self.ram()?, address, size, writable)
     }
 
     /// Forget decoded code and cached translations of a range that was written through a view.
