@@ -8,7 +8,8 @@ use trapgate_x86::regs::{cr0, rflags};
 
 use super::Uop;
 use crate::fault::{Done, Exception, Stop};
-use crate::mmu::access::Intent;
+use crate::memory::PAGE;
+use crate::mmu::access::{Intent, canonical};
 use crate::state::Vcpu;
 use crate::vector::{self, Control, NativeFp, Operands, VectorException, VectorState};
 
@@ -151,8 +152,20 @@ impl Vcpu {
     }
 
     /// Opcode bits of an x87 instruction, read back from memory: asked for only when an exception records them.
-    fn opcode_word(&self, _u: &Uop) -> u16 {
-        0
+    fn opcode_word(&self, u: &Uop) -> u16 {
+        let base = if self.mode.bits == Bits::B64 { 0 } else { self.segment(Seg::Cs).base };
+        let at = base.wrapping_add(self.this_rip(u)) % PAGE;
+        let mut code = [0; 15];
+        let code = &mut code[..usize::from(u.insn.len)];
+        let first = code.len().min((PAGE - at) as usize);
+        let [page, next] = self.running_pages;
+        self.memory.read_host(page + at, &mut code[..first]);
+        if first < code.len() {
+            self.memory.read_host(next, &mut code[first..]);
+        }
+        // No prefix looks like an x87 opcode.
+        let opcode = code.iter().position(|byte| matches!(byte, 0xd8..=0xdf));
+        opcode.map_or(0, |i| u16::from(code[i] & 7) << 8 | code.get(i + 1).copied().map_or(0, u16::from))
     }
 }
 
@@ -164,11 +177,20 @@ pub(super) fn execute(cpu: &mut Vcpu, u: &Uop) -> Done {
     // The registers are lent out for the instruction, so that memory can be reached meanwhile.
     let mut state = cpu.vector.take().unwrap_or_else(|| Box::new(VectorState::reset()));
     let mut view = View { cpu, uop: u, offset };
-    let done = vector::execute(&mut state, &control, &NativeFp::default(), &u.insn, &mut view);
+    let done = vector::execute(&mut state, &control, &NativeFp, &u.insn, &mut view);
     cpu.vector = Some(state);
     match done {
         Ok(()) => Ok(()),
         Err(Raised::Stop(stop)) => Err(stop),
+        // Of an operand that is neither aligned nor canonical, these report the latter (seen on processors; others do not).
+        Err(Raised::Own(VectorException::GeneralProtection))
+            if matches!(u.insn.op, Op::Fxsave | Op::Fxrstor | Op::Xsave | Op::Xsaveopt | Op::Xrstor)
+                && cpu.mode.bits == Bits::B64
+                && u.insn.mem.seg == Seg::Ss
+                && !canonical(offset) =>
+        {
+            cpu.raise(Exception::with_error(Vector::Ss, 0))
+        }
         Err(Raised::Own(exception)) => raise(cpu, exception),
     }
 }
