@@ -1,6 +1,6 @@
 //! What must be equal: the first difference between the processor's outcome and ours, undefined results left out.
 
-use iced_x86::{Instruction, Mnemonic, OpKind};
+use iced_x86::{Code, Instruction, Mnemonic, OpKind};
 use trapgate_x86::decode::decode;
 use trapgate_x86::exception::Vector;
 use trapgate_x86::flags::{FlagUse, flag_use};
@@ -8,6 +8,7 @@ use trapgate_x86::insn::Bits;
 use trapgate_x86::model::X86_64_V2;
 
 use crate::case::{Case, Outcome, State, fx};
+use crate::space::PAGE;
 use crate::values::flag;
 
 /// RFLAGS bits that are compared: all but TF, which stays clear, and those that say nothing in user mode.
@@ -23,6 +24,11 @@ pub struct Undefined {
     /// Upper halves of rCX, rSI and rDI: a repeated string instruction with 32-bit addresses that did not do anything
     /// may have written them or not.
     pub upper: bool,
+    /// The instruction accesses memory in several steps: after a fault, which bytes have been written and which of the
+    /// operand's addresses is reported.
+    pub steps: bool,
+    /// The instruction belongs to MMX, which processors enter before a store can fault.
+    pub mmx: bool,
 }
 
 /// The condition of a flag after an instruction, by what it does to flags.
@@ -38,6 +44,31 @@ pub fn undefined(case: &Case, insn: &Instruction) -> Undefined {
         && ours.addrsize == 4
         && (insn.has_rep_prefix() || insn.has_repne_prefix());
     use Mnemonic::*;
+    result.steps = matches!(
+        insn.mnemonic(),
+        Fldenv
+            | Frstor
+            | Fnstenv
+            | Fstenv
+            | Fnsave
+            | Fsave
+            | Fxsave
+            | Fxsave64
+            | Fxrstor
+            | Fxrstor64
+            | Xsave
+            | Xsave64
+            | Xsaveopt
+            | Xsaveopt64
+            | Xrstor
+            | Xrstor64
+            | Maskmovq
+            | Maskmovdqu
+            | Fbstp
+            | Enter
+    ) || insn.code() == Code::Fstp_m80fp;
+    result.mmx =
+        (0..insn.op_count()).any(|n| insn.op_kind(n) == OpKind::Register && insn.op_register(n).is_mm());
     let rotate = matches!(insn.mnemonic(), Rol | Ror | Rcl | Rcr);
     if rotate || matches!(insn.mnemonic(), Shl | Sal | Shr | Sar | Shld | Shrd) {
         let last = insn.op_count() - 1;
@@ -63,16 +94,39 @@ pub fn undefined(case: &Case, insn: &Instruction) -> Undefined {
 
 /// The first difference, or `None`.
 pub fn difference(case: &Case, undefined: Undefined, silicon: &Outcome, ours: &Outcome) -> Option<String> {
-    trap(silicon, ours).or_else(|| {
-        // An instruction that faulted has changed nothing; what it leaves undefined does not matter.
-        let completed = silicon.state.rip != case.state.rip || silicon.trap.vector == Vector::Bp as u64;
-        let flags = if completed { FLAGS & !undefined.flags } else { FLAGS };
-        let idle = undefined.upper && silicon.state.gpr[1] as u32 == case.state.gpr[1] as u32;
-        registers(&silicon.state, &ours.state, if idle { 1 << 1 | 1 << 6 | 1 << 7 } else { 0 })
-            .or_else(|| hex("rflags", silicon.state.rflags & flags, ours.state.rflags & flags))
-            .or_else(|| image(&silicon.state, &ours.state))
-            .or_else(|| memory(case, silicon, ours))
-    })
+    // An instruction that faulted has changed nothing; what it leaves undefined does not matter.
+    // FWAIT before another instruction counts as its prefix.
+    let inside = silicon.state.rip.wrapping_sub(case.state.rip) < case.code_len;
+    let faulted = inside && silicon.trap.vector != Vector::Bp as u64;
+    let flags = if faulted { FLAGS } else { FLAGS & !undefined.flags };
+    let idle = undefined.upper && silicon.state.gpr[1] as u32 == case.state.gpr[1] as u32;
+    let upper = if idle { 1 << 1 | 1 << 6 | 1 << 7 } else { 0 };
+    let (mut silicon, mut ours) = (*silicon, *ours);
+    if faulted && undefined.steps {
+        silicon.trap.address &= !(PAGE - 1);
+        ours.trap.address &= !(PAGE - 1);
+        ours.window = silicon.window;
+    }
+    if faulted && undefined.mmx {
+        enter_mmx(&silicon.state, &mut ours.state);
+    }
+    trap(&silicon, &ours)
+        .or_else(|| registers(&silicon.state, &ours.state, upper))
+        .or_else(|| hex("rflags", silicon.state.rflags & flags, ours.state.rflags & flags))
+        .or_else(|| image(&silicon.state, &ours.state))
+        .or_else(|| memory(case, &silicon, &ours))
+}
+
+/// Gives our state the processor's TOP and tags; registers stay, so that the stack turns.
+fn enter_mmx(silicon: &State, ours: &mut State) {
+    let (theirs, old) = (usize::from(silicon.fsw() >> 11 & 7), usize::from(ours.fsw() >> 11 & 7));
+    let before = *ours;
+    for i in 0..8 {
+        let from = fx::ST + 16 * ((theirs + i).wrapping_sub(old) & 7);
+        ours.fx[fx::ST + 16 * i..][..16].copy_from_slice(&before.fx[from..from + 16]);
+    }
+    ours.set_fx_u16(fx::FSW, ours.fsw() & !(7 << 11) | silicon.fsw() & 7 << 11);
+    ours.fx[fx::FTW] = silicon.fx[fx::FTW];
 }
 
 fn hex(name: &str, silicon: u64, ours: u64) -> Option<String> {

@@ -3,7 +3,7 @@
 
 use iced_x86::{Encoder, Instruction, Mnemonic, OpKind, Register};
 
-use crate::case::{Case, RSP};
+use crate::case::{Case, RSP, fx};
 use crate::catalog::Entry;
 use crate::encode::{Form, Instance, instance};
 use crate::random::Random;
@@ -120,6 +120,11 @@ pub fn prepare(entry: &Entry, kind: Kind, random: &mut Random) -> Option<Prepare
     maker.before();
     maker.solve(address32)?;
     values::operands(&mut maker, entry.group);
+    // An undocumented form of FSTP, which copies empty registers with their tags: only what it shares is compared.
+    let top = maker.case.state.fsw() >> 11 & 7;
+    if maker.insn.mnemonic() == Mnemonic::Fstpnce && maker.case.state.fx[fx::FTW] >> top & 1 == 0 {
+        return None;
+    }
     maker.branch();
     maker.encode(extra)
 }
@@ -267,10 +272,17 @@ impl Maker<'_> {
                 }
             }
             Xsave | Xsave64 | Xsaveopt | Xsaveopt64 | Xrstor | Xrstor64 => {
-                // Components of x87 and SSE only: the host has more.
-                gpr[RAX] = self.random.pick(&[0, 1, 2, 3, 3, 3]);
+                // Components of x87 and SSE only: the host has more. What is not requested need not be accessed.
+                gpr[RAX] = if self.victim.is_some() { 3 } else { self.random.pick(&[0, 1, 2, 3, 3, 3]) };
                 gpr[RDX] = 0;
                 self.pinned |= 1 << RAX | 1 << RDX;
+            }
+            Maskmovq | Maskmovdqu if self.victim.is_some() => {
+                // Whether bytes that are masked out can fault is left to implementations: none is.
+                let mask = self.insn.op2_register().number();
+                let xmm = self.insn.op2_register().is_xmm();
+                let at = if xmm { fx::XMM + 16 * mask } else { fx::ST + 16 * self.st_of_mmx(mask) };
+                self.case.state.fx[at..at + if xmm { 16 } else { 8 }].fill(0xff);
             }
             _ => {}
         }
@@ -286,6 +298,11 @@ impl Maker<'_> {
                 gpr[RDI] = gpr[RSI].wrapping_add(self.random.below(33)).wrapping_sub(16);
             }
         }
+    }
+
+    /// The place in the stack, and so in the image, of a physical register.
+    fn st_of_mmx(&self, n: usize) -> usize {
+        n.wrapping_sub(usize::from(self.case.state.fsw() >> 11)) & 7
     }
 
     /// Makes the ModRM operand's address what it is to be, by a register's value or the displacement.

@@ -1,5 +1,7 @@
 //! The generated suite: makes cases of every encoding of a group, runs them in batches on both executors and compares.
 
+use std::ops::Range;
+
 use crate::case::{Case, end};
 use crate::catalog::{Entry, Group, Verdict, catalog};
 use crate::compare;
@@ -15,22 +17,34 @@ pub struct Plan {
     pub seed: u64,
     /// Cases of one encoding.
     pub cases: u64,
-    /// Only this case: encoding and number.
-    pub only: Option<(String, u64)>,
+    /// Only this encoding, and of that only this case.
+    pub only: Option<(String, Option<u64>)>,
 }
 
 impl Plan {
-    /// `TRAPGATE_SEED` chooses the cases, `TRAPGATE_FULL=1` makes many more, `TRAPGATE_CASE=<encoding>:<number>` runs one.
+    /// `TRAPGATE_SEED` chooses the cases, `TRAPGATE_FULL=1` makes many more, `TRAPGATE_CASE=<encoding>` runs
+    /// those of one encoding and `<encoding>:<number>` a single one.
     pub fn from_environment(cases: u64, long: u64) -> Plan {
         let variable = |name| std::env::var(name).ok();
         let seed =
             variable("TRAPGATE_SEED").map_or(1, |text| text.parse().expect("TRAPGATE_SEED is a number"));
         let full = variable("TRAPGATE_FULL").is_some_and(|value| value == "1");
         let only = variable("TRAPGATE_CASE").map(|text| {
-            let (code, number) = text.split_once(':').expect("TRAPGATE_CASE is encoding:number");
-            (code.to_owned(), number.parse().expect("TRAPGATE_CASE is encoding:number"))
+            let (code, number) = text.split_once(':').map_or((&*text, None), |(code, n)| (code, Some(n)));
+            (code.to_owned(), number.map(|n| n.parse().expect("TRAPGATE_CASE is <encoding>:<number>")))
         });
         Plan { seed, cases: if full { long } else { cases }, only }
+    }
+}
+
+impl Plan {
+    /// The cases of an encoding.
+    fn numbers(&self, entry: &Entry) -> Range<u64> {
+        match &self.only {
+            Some((code, _)) if *code != format!("{:?}", entry.code) => 0..0,
+            Some((_, Some(number))) => *number..*number + 1,
+            _ => 0..self.cases,
+        }
     }
 }
 
@@ -51,14 +65,7 @@ pub fn run(group: Group, plan: &Plan, wanted: impl Fn(&Entry) -> bool) -> Report
         if entry.verdict != Verdict::Run {
             continue;
         }
-        for number in 0..plan.cases {
-            if plan
-                .only
-                .as_ref()
-                .is_some_and(|(code, n)| *code != format!("{:?}", entry.code) || *n != number)
-            {
-                continue;
-            }
+        for number in plan.numbers(entry) {
             batch.push((one(entry, plan.seed, number), number));
             if batch.len() == BATCH {
                 compare_batch(&mut pair, &mut batch, plan, &mut report);

@@ -19,3 +19,15 @@ fn integer_instructions_do_what_the_processor_does() {
     let plan = Plan::from_environment(100, 20_000);
     finish("integer", &run(Group::Integer, &plan, |_| true));
 }
+
+#[test]
+fn x87_instructions_do_what_the_processor_does() {
+    let plan = Plan::from_environment(200, 40_000);
+    finish("x87", &run(Group::X87, &plan, |_| true));
+}
+
+#[test]
+fn mmx_and_sse_instructions_do_what_the_processor_does() {
+    let plan = Plan::from_environment(100, 20_000);
+    finish("mmx and sse", &run(Group::Vector, &plan, |_| true));
+}
