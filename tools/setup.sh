@@ -31,7 +31,7 @@ check_rust() {
     command -v cargo >/dev/null || die "a Rust toolchain is needed; the README says how to get it"
     local version
     version=$(rustc --version | sed -n 's/^rustc 1\.\([0-9]*\)\..*/\1/p')
-    [ "${version:-0}" -ge 85 ] || die "Rust 1.85 or newer is needed, this is $(rustc --version); the README says how to get it"
+    [ "${version:-0}" -ge 88 ] || die "Rust 1.88 or newer is needed, this is $(rustc --version); the README says how to get it"
 }
 
 install_packages() {
