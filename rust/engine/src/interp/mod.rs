@@ -52,7 +52,8 @@ pub(crate) struct Uop {
     pub a_shift: u8,
     pub b: u8,
     pub b_shift: u8,
-    /// The memory operand needs its segment: FS, GS, or any outside flat mode.
+    /// The memory operand needs its segment: FS, GS, outside 64-bit mode CS, which cannot be written, and all but in
+    /// flat mode.
     pub segmented: bool,
 }
 
@@ -92,7 +93,7 @@ impl Uop {
             _ => u64::MAX,
         };
         let own_base = matches!(insn.mem.seg, Seg::Fs | Seg::Gs);
-        let segmented = own_base || bits != Bits::B64 && !flat;
+        let segmented = own_base || bits != Bits::B64 && (!flat || insn.mem.seg == Seg::Cs);
         Uop { run, insn, address_mask, offset, next, a, a_shift, b, b_shift, segmented }
     }
 }
@@ -149,7 +150,7 @@ impl Vcpu {
         let plain = if self.mode.bits == Bits::B64 {
             !matches!(seg, Seg::Fs | Seg::Gs)
         } else {
-            self.mode.flat && !matches!(seg, Seg::Fs | Seg::Gs)
+            self.mode.flat && !matches!(seg, Seg::Fs | Seg::Gs | Seg::Cs)
         };
         if plain { Ok(offset) } else { self.segmented(seg, offset, size, write) }
     }

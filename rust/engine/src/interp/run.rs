@@ -3,6 +3,7 @@
 //! One rule of counting (architecture, 4.7): a completed instruction counts 1, an iteration of a repeated one counts 1,
 //! a faulting one and the delivery of an event count 0. An event is taken at the first boundary that allows it.
 
+use trapgate_x86::insn::Seg;
 use trapgate_x86::msr::debugctl;
 use trapgate_x86::op::Op;
 use trapgate_x86::regs::{dr6, rflags};
@@ -81,7 +82,10 @@ impl Engine {
             let most = if PARANOID || single(cpu) { 1 } else { room };
             let step = match self.cache.find(cpu) {
                 Ok(at) if self.cache.block(at).hooked && exec_hooks(cpu) => return Exit::Hook,
-                Ok(at) => run_block(cpu, &self.cache, at, most),
+                Ok(at) => match inside(cpu, self.cache.block(at), most) {
+                    0 => beyond(cpu),
+                    most => run_block(cpu, &self.cache, at, most),
+                },
                 Err(stop) => stopped(cpu, stop, cpu.rip, cpu.rip),
             };
             if let Step::Exit(exit) = step {
@@ -114,6 +118,27 @@ fn single(cpu: &Vcpu) -> bool {
         && (cpu.shadow != Shadow::None
             || cpu.flags.is_set(rflags::TF | rflags::RF)
             || cpu.code_breakpoints_armed())
+}
+
+/// How many of `most` instructions of a block lie inside the code segment: blocks know nothing of its limit.
+#[inline(always)]
+fn inside(cpu: &Vcpu, block: &Block, most: u64) -> u64 {
+    if !cpu.mode.short_code {
+        return most;
+    }
+    let room = (u64::from(cpu.segment(Seg::Cs).limit) + 1).saturating_sub(cpu.rip);
+    if u64::from(block.len) <= room {
+        return most;
+    }
+    most.min(block.uops.iter().take_while(|uop| u64::from(uop.next) <= room).count() as u64)
+}
+
+/// The next instruction does not lie inside the code segment: #GP(0).
+#[cold]
+fn beyond(cpu: &mut Vcpu) -> Step {
+    let rip = cpu.rip;
+    cpu.fault = Some(Exception::gp(0));
+    stopped(cpu, Stop::Fault, rip, rip)
 }
 
 /// Runs up to `most` instructions of a block.

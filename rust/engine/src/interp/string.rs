@@ -201,7 +201,8 @@ fn run_of<T: Word>(
     // Limits are checked, and bases added, element by element.
     let long = cpu.mode.bits == Bits::B64;
     let own_base = reads && matches!(u.insn.mem.seg, Seg::Fs | Seg::Gs);
-    let segmented = if long { own_base && u.insn.addrsize != 8 } else { own_base || !cpu.mode.flat };
+    let code = reads && u.insn.mem.seg == Seg::Cs;
+    let segmented = if long { own_base && u.insn.addrsize != 8 } else { own_base || code || !cpu.mode.flat };
     if cpu.flags.is_set(rflags::DF) || most < 4 || u.insn.addrsize == 2 || segmented {
         return Ok(None);
     }

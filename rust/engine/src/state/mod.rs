@@ -61,8 +61,11 @@ pub struct Mode {
     pub bits: Bits,
     /// EFER.LMA: long mode, compatibility mode included.
     pub long: bool,
-    /// Outside 64-bit mode: CS, SS, DS and ES have base 0 and limit 4 GiB, so that accesses need no segment check.
+    /// CS, SS, DS and ES have base 0 and limit 4 GiB, and the last three are writable: outside 64-bit mode accesses by
+    /// them need no segment check.
     pub flat: bool,
+    /// Outside 64-bit mode: CS ends below 4 GiB, so that fetches need a check.
+    pub short_code: bool,
     /// What RIP wraps at: all ones of the code segment's width.
     pub rip_mask: u64,
 }
@@ -217,7 +220,7 @@ impl Vcpu {
             shadow: Shadow::None,
             nmi_blocked: false,
             count: 0,
-            mode: Mode { bits: Bits::B16, long: false, flat: false, rip_mask: 0xffff },
+            mode: Mode { bits: Bits::B16, long: false, flat: false, short_code: true, rip_mask: 0xffff },
             user_view: false,
             tlb: Tlb::default(),
             shadow_tables: ShadowTables::default(),
@@ -260,8 +263,10 @@ impl Vcpu {
             Bits::B32 => u64::from(u32::MAX),
             Bits::B16 => 0xffff,
         };
-        let flat = [Seg::Es, Seg::Cs, Seg::Ss, Seg::Ds].iter().all(|s| self.seg[*s as usize].is_flat());
-        self.mode = Mode { bits, long, flat, rip_mask };
+        let data = [Seg::Es, Seg::Ss, Seg::Ds].map(|seg| &self.seg[seg as usize]);
+        let flat = cs.is_flat() && data.iter().all(|segment| segment.is_flat() && segment.writable());
+        let short_code = bits != Bits::B64 && cs.limit != u32::MAX;
+        self.mode = Mode { bits, long, flat, short_code, rip_mask };
         self.user_view = self.cpl == 3;
     }
 

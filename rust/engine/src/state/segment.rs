@@ -65,7 +65,7 @@ impl Segment {
     pub fn is_null(&self) -> bool {
         self.access & 0x80 == 0
     }
-    /// Base 0 and limit 4 GiB, usable for reads (and writes, unless it is code).
+    /// Base 0 and limit 4 GiB, and loaded.
     pub fn is_flat(&self) -> bool {
         self.base == 0 && self.limit == u32::MAX && self.present() && !self.expand_down()
     }
