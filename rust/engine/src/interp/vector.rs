@@ -148,6 +148,8 @@ impl Vcpu {
             protected: self.cr0 & cr0::PE != 0 && !self.flags.is_set(rflags::VM),
             fdp_exception_only: self.features().contains(Features::FDP_EXCPTN_ONLY),
             no_fcs_fds: self.features().contains(Features::FCS_FDS_DEPRECATED),
+            // CPUID shows it together with these.
+            xgetbv_1: self.features().intersects(Features::XSAVEC | Features::XSAVES),
         }
     }
 

@@ -38,6 +38,8 @@ pub struct Control {
     pub fdp_exception_only: bool,
     /// CPUID.7.0:EBX\[13\]: FCS and FDS are not kept and are saved as zero.
     pub no_fcs_fds: bool,
+    /// CPUID.0Dh.1:EAX\[2\]: XGETBV takes 1 in ECX as well.
+    pub xgetbv_1: bool,
 }
 
 impl Control {
@@ -50,6 +52,7 @@ impl Control {
         protected: true,
         fdp_exception_only: true,
         no_fcs_fds: true,
+        xgetbv_1: true,
     };
 
     /// Whether SSE instructions may run: #UD before #NM (SDM vol. 3, 14.1).

@@ -206,7 +206,7 @@ fn xgetbv<O: Operands>(state: &VectorState, control: &Control, ops: &mut O) -> R
     control.check_xsave(false)?;
     let value = match ops.gpr(RCX) as u32 {
         0 => control.xcr0,
-        1 => control.xcr0 & in_use_with_mxcsr(state),
+        1 if control.xgetbv_1 => control.xcr0 & in_use_with_mxcsr(state),
         _ => return Err(VectorException::GeneralProtection.into()),
     };
     ops.set_gpr(RAX, value & 0xffff_ffff, 4);

@@ -104,6 +104,19 @@ fn faults_come_in_the_architectures_order() {
     assert_eq!(fault(XSAVE, &long), own(GeneralProtection));
 }
 
+#[test]
+fn xgetbv_of_1_gives_what_is_in_use_where_cpuid_offers_it() {
+    let mut mock = Mock::new(Memory([0; 2048]));
+    mock.gpr[1] = 1;
+    let mut state = VectorState::reset();
+    assert_eq!(run(XGETBV, &Control::LONG, &mut state, &mut mock), Ok(()));
+    let without = Control { xgetbv_1: false, ..Control::LONG };
+    let refused = Err(Fault::Own(VectorException::GeneralProtection));
+    assert_eq!(run(XGETBV, &without, &mut state, &mut mock), refused);
+    mock.gpr[1] = 0;
+    assert_eq!(run(XGETBV, &without, &mut state, &mut mock), Ok(()));
+}
+
 /// A store that faults leaves status, tags and TOP alone, though the value was converted already.
 #[test]
 fn memory_faults_undo_everything() {
