@@ -30,7 +30,7 @@ def run(code: bytes, budget: int = BUDGET) -> exits.Exit:
         return vm.run(max_instructions=budget, timeout=5, host_timeout=30)
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=300, suppress_health_check=[HealthCheck.too_slow])
 @given(st.binary(min_size=1, max_size=400))
 def test_bytes_of_no_meaning(code: bytes) -> None:
     assert isinstance(run(code, 5_000), exits.Exit)

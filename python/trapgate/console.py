@@ -33,6 +33,8 @@ class Console:
         # Where reading and the search for expected text go on from.
         self._read = 0
         self._searched = 0
+        self._matched: re.Match[str] | None = None
+        # The start of a character whose rest has not come yet.
         self._pending = b""
         #: Called with each piece of output, as bytes, on the thread that runs the machine.
         self.listeners: list[Callable[[bytes], object]] = []
@@ -108,8 +110,6 @@ class Console:
         self._searched = len(self._text)
         self._matched = expression.search(self._text, start)
         return self._matched
-
-    _matched: re.Match[str] | None = None
 
     def _unfound(self, pattern: Pattern, result: exits.Exit) -> Exception:
         wanted = pattern if isinstance(pattern, str) else pattern.pattern

@@ -45,7 +45,6 @@ static void floating_point_switches(void)
         {"wait", "\x9b", 1, NM, DONE, DONE},
         {"emms", "\x0f\x77", 2, NM, UD, DONE},
         {"xorps", "\x0f\x57\xc0", 3, NM, UD, UD},
-        {"fxsave", "\x0f\xae\x03", 3, NM, NM, DONE},
         {"pause", "\xf3\x90", 2, DONE, DONE, DONE},
         {"sfence", "\x0f\xae\xf8", 3, DONE, DONE, DONE},
         {"popcnt", "\xf3\x0f\xb8\xc0", 4, DONE, DONE, DONE},

@@ -253,7 +253,7 @@ static const struct probe privileged[] = {
 static const struct probe faults[] = {
     PROBE("iret to a null selector", BOTH, GP, GP, ALWAYS, "\xcf"),
     PROBE("far return to a null selector", BOTH, GP, GP, ALWAYS, "\xcb"),
-    PROBE("int 13 through a gate of ring 0", BOTH, GP, ERROR(GP, 0x6a), ALWAYS, "\xcd\x0d"),
+    PROBE("int 13 through a gate of ring 0", BOTH, SKIP, ERROR(GP, 0x6a), ALWAYS, "\xcd\x0d"),
     PROBE("int 29h through a gate of ring 0", BOTH, 0x29, ERROR(GP, 0x14a), ALWAYS, "\xcd\x29"),
     PROBE("int3", BOTH, BP, BP, ALWAYS, "\xcc"),
     PROBE("int 3 of two bytes", BOTH, BP, BP, ALWAYS, "\xcd\x03"),
