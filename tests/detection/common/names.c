@@ -12,15 +12,17 @@ static const char *const products[] = {
     "VMBUS",       "MSFT1000",   "LNRO0005",   "XENBUS",      "hypervisor", "emulat",     "trapgate",  "BXPC",
 };
 
-static char lower(char c)
+enum { PRODUCTS = sizeof products / sizeof *products };
+
+static uint8_t lower(uint8_t c)
 {
-    return c >= 'A' && c <= 'Z' ? (char)(c + 32) : c;
+    return c >= 'A' && c <= 'Z' ? (uint8_t)(c + 32) : c;
 }
 
-static bool stands_at(const uint8_t *bytes, const char *name, size_t size)
+static bool stands_at(const uint8_t *bytes, const char *name, size_t room)
 {
-    for (size_t i = 0; i < size; i++) {
-        if (lower((char)bytes[i]) != lower(name[i])) {
+    for (size_t i = 0; name[i] != 0; i++) {
+        if (i == room || lower(bytes[i]) != lower((uint8_t)name[i])) {
             return false;
         }
     }
@@ -29,10 +31,14 @@ static bool stands_at(const uint8_t *bytes, const char *name, size_t size)
 
 const char *product_name(const uint8_t *bytes, size_t length, size_t *where)
 {
-    for (size_t n = 0; n < sizeof products / sizeof *products; n++) {
-        size_t size = length_of(products[n]);
-        for (size_t at = 0; at + size <= length; at++) {
-            if (lower((char)bytes[at]) == lower(*products[n]) && stands_at(bytes + at, products[n], size)) {
+    /* Most memory is looked at for the first letter alone. */
+    bool begins[256] = {false};
+    for (size_t n = 0; n < PRODUCTS; n++) {
+        begins[lower((uint8_t)*products[n])] = true;
+    }
+    for (size_t at = 0; at < length; at++) {
+        for (size_t n = 0; n < PRODUCTS && begins[lower(bytes[at])]; n++) {
+            if (stands_at(bytes + at, products[n], length - at)) {
                 if (where != NULL) {
                     *where = at;
                 }
