@@ -185,12 +185,43 @@ static void smbios(void)
         if (at[0] == 0) {
             check(at[1] < 0x14 || !(at[0x13] & 1 << 4), "SMBIOS says virtual machine");
         }
+        if (at[0] == 4) {
+            check(word_at(at, 8) == cpuid(1, 0).reg[EAX] && word_at(at, 12) == cpuid(1, 0).reg[EDX],
+                  "SMBIOS and CPUID on the processor");
+            detail("%x %x", word_at(at, 8), word_at(at, 12));
+        }
         at += at[1];
         while (at + 2 <= end && (at[0] | at[1]) != 0) {
             at++;
         }
         at += 2;
     }
+}
+
+static uint8_t cmos(uint8_t at)
+{
+    out8(0x70, at);
+    return in8(0x71);
+}
+
+/* The clock's memory as a BIOS leaves it: valid, with the checksum of the AT over 10h to 2Dh. */
+static void clock_memory(void)
+{
+    check(cmos(0x0d) == 0x80, "the clock's memory is valid");
+    uint16_t base = (uint16_t)(cmos(0x15) | cmos(0x16) << 8), sum = 0;
+    check(base == 640 || base == 639, "base memory by the clock's memory");
+    detail("%u KiB", base);
+    for (uint8_t at = 0x10; at < 0x2e; at++) {
+        sum = (uint16_t)(sum + cmos(at));
+    }
+    check(sum == (uint16_t)(cmos(0x2e) << 8 | cmos(0x2f)), "checksum of the clock's memory");
+    detail("%x", sum);
+    unsigned refreshed = 0;
+    for (unsigned i = 0; i < 100000 && refreshed < 3; i++) {
+        uint8_t before = in8(0x61) & 0x10;
+        refreshed += before != (in8(0x61) & 0x10);
+    }
+    check(refreshed == 3, "the refresh bit of port 61h toggles");
 }
 
 static void interrupt_controllers(void)
@@ -212,5 +243,6 @@ void check_tables(void)
     no_product("the BIOS's memory", low_memory(0xc0000), 0x40000);
     no_product("the BIOS's data", low_memory(0x400), 0x100);
     check(equal(low_memory(0xffff5 + 2), "/", 1), "the BIOS has a date");
+    clock_memory();
     interrupt_controllers();
 }

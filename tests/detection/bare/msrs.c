@@ -212,10 +212,38 @@ static void values(void)
     write_msr(0xc0000103, 0);
 }
 
+/* The APIC's modes and what CPUID and the MSRs say of them (SDM vol. 3, 11.4.3 and 11.12). */
+static void apic_modes(void)
+{
+    const uint32_t APIC_BASE = 0x1b;
+    const uint64_t extended = 1 << 10, enabled = 1 << 11;
+    uint64_t old = msr(APIC_BASE), value;
+    write_msr(APIC_BASE, old & ~enabled);
+    check(!has_feature(FEATURE(1, 0, EDX, 9)), "APIC bit of CPUID follows MSR APIC_BASE");
+    check(write_msr(APIC_BASE, (old & ~enabled) | extended) == GP, "no x2APIC mode while the APIC is off");
+    write_msr(APIC_BASE, old);
+    if (!has_feature(FEATURE(1, 0, ECX, 21))) {
+        check(write_msr(APIC_BASE, old | extended) == GP, "no x2APIC mode without an x2APIC");
+        return;
+    }
+    check(write_msr(APIC_BASE, old | extended) == DONE && msr(APIC_BASE) == (old | extended), "x2APIC mode");
+    check(msr(0x802) == cpuid(0xb, 0).reg[EDX], "x2APIC id by MSR and by CPUID");
+    detail("%llx", (unsigned long long)msr(0x802));
+    check(read_msr(0x80e, &value) == GP && read_msr(0x831, &value) == GP && read_msr(0x8ff, &value) == GP,
+          "no x2APIC MSRs but its registers");
+    check(write_msr(0x802, 0) == GP && write_msr(0x808, 0x100) == GP && write_msr(0x80b, 1) == GP,
+          "x2APIC MSRs refuse reserved values");
+    check(write_msr(APIC_BASE, old) == GP, "no way from x2APIC mode to the other");
+    write_msr(APIC_BASE, old & ~enabled);
+    write_msr(APIC_BASE, old);
+    check(msr(APIC_BASE) == old, "x2APIC mode ends by way of off");
+}
+
 void check_msrs(void)
 {
     hypervisors();
     by_feature();
     reserved_values();
     values();
+    apic_modes();
 }
