@@ -222,7 +222,9 @@ impl Vcpu {
     /// Checks every page of a range for an access, without making it.
     pub fn check_range(&mut self, seg: Seg, linear: u64, size: u64, intent: Intent) -> Done {
         let last = linear.wrapping_add(size - 1);
-        self.place(seg, linear, intent, 1)?;
+        // That an operand runs out of the canonical addresses is found before any page of it.
+        let first = if self.mode.long && !canonical(last) { last } else { linear };
+        self.place(seg, first, intent, 1)?;
         if last & !0xfff != linear & !0xfff {
             // The address reported is that of the first byte that faults.
             self.place(seg, last & !0xfff, intent, 1)?;
