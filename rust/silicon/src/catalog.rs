@@ -209,12 +209,33 @@ fn is_far(code: Code) -> bool {
             | Code::Jmp_m1664
     )
 }
+
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
     #[test]
-    fn list() {
-        for e in super::catalog() {
-            println!("{:?} {:?} {:?} {:?}", e.code, e.group, e.verdict, e.code.cpuid_features());
+    fn the_catalogue_is_the_models() {
+        let codes: BTreeSet<_> = catalog().iter().map(|entry| entry.code as u32).collect();
+        let has = |code: Code| codes.contains(&(code as u32));
+        assert!(has(Code::Add_rm8_r8) && has(Code::Aesenc_xmm_xmmm128) && has(Code::Popcnt_r64_rm64));
+        assert!(!has(Code::Tzcnt_r64_rm64), "BMI1 is not offered");
+        assert!(!has(Code::Daa) && !has(Code::VEX_Vaddps_xmm_xmm_xmmm128));
+    }
+
+    #[test]
+    fn what_would_act_on_the_host_is_not_run() {
+        for entry in catalog().iter().filter(|entry| entry.verdict == Verdict::Run) {
+            let info = entry.code.op_code();
+            assert!(!info.is_privileged() && !info.is_input_output(), "{:?}", entry.code);
+            use Mnemonic::*;
+            let never = [
+                Syscall, Sysenter, Int, Wrfsbase, Wrgsbase, Sgdt, Sidt, Sldt, Str, Smsw, Lss, Lfs, Lgs,
+                Wrpkru,
+            ];
+            assert!(!never.contains(&entry.code.mnemonic()), "{:?}", entry.code);
         }
     }
 }

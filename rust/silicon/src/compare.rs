@@ -1,5 +1,8 @@
 //! What must be equal: the first difference between the processor's outcome and ours, undefined results left out.
 
+use std::arch::x86_64::{__cpuid, __cpuid_count};
+use std::sync::LazyLock;
+
 use iced_x86::{Code, Instruction, Mnemonic, OpKind};
 use trapgate_x86::decode::decode;
 use trapgate_x86::exception::Vector;
@@ -19,96 +22,123 @@ const FLAGS: u64 = flag::STATUS | flag::DF | flag::IF | flag::NT | flag::RF | fl
 pub struct Undefined {
     /// Bits of RFLAGS.
     pub flags: u64,
-    /// The first operand, a general register or memory.
-    pub destination: bool,
+    /// The destination: a general register, or memory.
+    pub destination: Option<Destination>,
     /// Upper halves of rCX, rSI and rDI: a repeated string instruction with 32-bit addresses that did not do anything
     /// may have written them or not.
     pub upper: bool,
-    /// The instruction accesses memory in several steps: after a fault, which bytes have been written and which of the
-    /// operand's addresses is reported.
+    /// A fault of an instruction that accesses memory in several steps: which bytes have been written, and which of
+    /// the operand's addresses is reported.
     pub steps: bool,
-    /// The instruction belongs to MMX, which processors enter before a store can fault.
+    /// A fault of an MMX instruction: processors enter MMX before a store can fault.
     pub mmx: bool,
 }
 
-/// The condition of a flag after an instruction, by what it does to flags.
-pub fn after(undefined: u64, flags: FlagUse) -> u64 {
-    undefined & !u64::from(flags.killed()) | u64::from(flags.undefined)
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Destination {
+    Register(usize),
+    Memory,
+}
+
+/// Whether the processor stopped at the instruction at `start` before it was complete; it has then changed nothing, and
+/// what it leaves undefined does not matter. FWAIT before another instruction counts as its prefix.
+fn faulted(start: u64, length: u64, silicon: &Outcome) -> bool {
+    silicon.state.rip.wrapping_sub(start) < length && silicon.trap.vector != Vector::Bp as u64
 }
 
 /// What an instruction leaves undefined in this state (SDM vol. 2, the instructions' own pages).
-pub fn undefined(case: &Case, insn: &Instruction) -> Undefined {
+pub fn undefined(case: &Case, insn: &Instruction, silicon: &Outcome) -> Undefined {
+    if faulted(case.state.rip, case.code_len, silicon) {
+        return Undefined { upper: idle(case, insn, silicon), ..fault(insn) };
+    }
     let Ok(ours) = decode(case.code(), Bits::B64, &X86_64_V2.features) else { return Undefined::default() };
     let mut result = Undefined { flags: u64::from(flag_use(&ours).undefined), ..Undefined::default() };
-    result.upper = insn.is_string_instruction()
-        && ours.addrsize == 4
-        && (insn.has_rep_prefix() || insn.has_repne_prefix());
+    result.upper = idle(case, insn, silicon);
     use Mnemonic::*;
-    result.steps = matches!(
-        insn.mnemonic(),
-        Fldenv
-            | Frstor
-            | Fnstenv
-            | Fstenv
-            | Fnsave
-            | Fsave
-            | Fxsave
-            | Fxsave64
-            | Fxrstor
-            | Fxrstor64
-            | Xsave
-            | Xsave64
-            | Xsaveopt
-            | Xsaveopt64
-            | Xrstor
-            | Xrstor64
-            | Maskmovq
-            | Maskmovdqu
-            | Fbstp
-            | Enter
-    ) || insn.code() == Code::Fstp_m80fp;
-    result.mmx =
-        (0..insn.op_count()).any(|n| insn.op_kind(n) == OpKind::Register && insn.op_register(n).is_mm());
-    let rotate = matches!(insn.mnemonic(), Rol | Ror | Rcl | Rcr);
-    if rotate || matches!(insn.mnemonic(), Shl | Sal | Shr | Sar | Shld | Shrd) {
+    if matches!(insn.mnemonic(), Rol | Ror | Rcl | Rcr | Shl | Sal | Shr | Sar | Shld | Shrd) {
         let last = insn.op_count() - 1;
         let by_cl = insn.op_kind(last) == OpKind::Register;
         let count = if by_cl { case.state.gpr[1] } else { u64::from(insn.immediate8()) };
-        let count = count & if ours.opsize == 8 { 63 } else { 31 };
-        let bits = 8 * u64::from(ours.opsize);
-        let double = matches!(insn.mnemonic(), Shld | Shrd);
-        match count {
-            0 => result.flags = 0,
-            1 => result.flags &= !flag::OF,
-            _ if double && count > bits => {
-                result.flags |= flag::STATUS;
-                result.destination = true;
-            }
-            // The bit shifted out last is no bit of the operand.
-            _ if matches!(insn.mnemonic(), Shl | Sal | Shr) && count >= bits => result.flags |= flag::CF,
-            _ => {}
-        }
+        shift(&mut result, insn, count & if ours.opsize == 8 { 63 } else { 31 }, 8 * u64::from(ours.opsize));
     }
     result
 }
 
+/// What is undefined after a fault of an instruction.
+pub fn fault(insn: &Instruction) -> Undefined {
+    let mmx =
+        (0..insn.op_count()).any(|n| insn.op_kind(n) == OpKind::Register && insn.op_register(n).is_mm());
+    Undefined { steps: in_steps(insn), mmx, ..Undefined::default() }
+}
+
+fn idle(case: &Case, insn: &Instruction, silicon: &Outcome) -> bool {
+    let kinds = (0..insn.op_count()).map(|n| insn.op_kind(n));
+    let narrow = |kind| matches!(kind, OpKind::MemorySegESI | OpKind::MemoryESEDI);
+    (insn.has_rep_prefix() || insn.has_repne_prefix())
+        && kinds.into_iter().any(narrow)
+        && silicon.state.gpr[1] as u32 == case.state.gpr[1] as u32
+}
+
+fn in_steps(insn: &Instruction) -> bool {
+    use Mnemonic::*;
+    let environment = matches!(insn.mnemonic(), Fldenv | Frstor | Fnstenv | Fstenv | Fnsave | Fsave);
+    environment
+        || insn.op_code().is_save_restore()
+        || matches!(insn.mnemonic(), Maskmovq | Maskmovdqu | Fbstp | Enter)
+        || insn.code() == Code::Fstp_m80fp
+}
+
+/// By the masked count of a shift or rotate, for an operand of `bits`.
+fn shift(result: &mut Undefined, insn: &Instruction, count: u64, bits: u64) {
+    use Mnemonic::*;
+    match count {
+        0 => result.flags = 0,
+        1 => result.flags &= !flag::OF,
+        _ if matches!(insn.mnemonic(), Shld | Shrd) && count > bits => {
+            result.flags |= flag::STATUS;
+            result.destination = Some(match insn.op0_kind() {
+                OpKind::Register => Destination::Register(insn.op0_register().number()),
+                _ => Destination::Memory,
+            });
+        }
+        // The bit shifted out last is no bit of the operand.
+        _ if matches!(insn.mnemonic(), Shl | Sal | Shr) && count >= bits => result.flags |= flag::CF,
+        _ => {}
+    }
+}
+
+/// Undefined flags after an instruction, from those before.
+pub fn after(undefined: u64, flags: FlagUse) -> u64 {
+    undefined & !u64::from(flags.killed()) | u64::from(flags.undefined)
+}
+
+/// Whether this host keeps the x87 pointers as the model does: FOP, FIP and FDP of the last instruction that raised an
+/// unmasked exception, and no selectors (CPUID.7.0:EBX\[6\] and \[13\]). AMD's processors differ in when they save them.
+static POINTERS: LazyLock<bool> = LazyLock::new(|| {
+    let intel = __cpuid(0).ebx == u32::from_le_bytes(*b"Genu");
+    intel && __cpuid(0).eax >= 7 && __cpuid_count(7, 0).ebx & (1 << 6 | 1 << 13) == 1 << 6 | 1 << 13
+});
+
 /// The first difference, or `None`.
 pub fn difference(case: &Case, undefined: Undefined, silicon: &Outcome, ours: &Outcome) -> Option<String> {
-    // An instruction that faulted has changed nothing; what it leaves undefined does not matter.
-    // FWAIT before another instruction counts as its prefix.
-    let inside = silicon.state.rip.wrapping_sub(case.state.rip) < case.code_len;
-    let faulted = inside && silicon.trap.vector != Vector::Bp as u64;
-    let flags = if faulted { FLAGS } else { FLAGS & !undefined.flags };
-    let idle = undefined.upper && silicon.state.gpr[1] as u32 == case.state.gpr[1] as u32;
-    let upper = if idle { 1 << 1 | 1 << 6 | 1 << 7 } else { 0 };
+    let upper = if undefined.upper { 1 << 1 | 1 << 6 | 1 << 7 } else { 0 };
+    let flags = FLAGS & !undefined.flags;
     let (mut silicon, mut ours) = (*silicon, *ours);
-    if faulted && undefined.steps {
+    match undefined.destination {
+        Some(Destination::Register(n)) => ours.state.gpr[n] = silicon.state.gpr[n],
+        Some(Destination::Memory) => ours.window = silicon.window,
+        None => {}
+    }
+    if undefined.steps {
         silicon.trap.address &= !(PAGE - 1);
         ours.trap.address &= !(PAGE - 1);
         ours.window = silicon.window;
     }
-    if faulted && undefined.mmx {
+    if undefined.mmx {
         enter_mmx(&silicon.state, &mut ours.state);
+    }
+    if !*POINTERS {
+        ours.state.fx[fx::FOP..fx::MXCSR].copy_from_slice(&silicon.state.fx[fx::FOP..fx::MXCSR]);
     }
     trap(&silicon, &ours)
         .or_else(|| registers(&silicon.state, &ours.state, upper))
@@ -156,14 +186,17 @@ fn registers(silicon: &State, ours: &State, low: u16) -> Option<String> {
     })
 }
 
+/// Bytes of FIP and FDP that are compared: processors make loaded ones canonical, at 48 or at 57 bits.
+const POINTER: usize = 6;
+
 /// Parts of the FXSAVE image by name; MXCSR_MASK and the bytes between the parts are no state.
 const FIELDS: [(&str, usize, usize); 7] = [
     ("fcw", fx::FCW, 2),
     ("fsw", fx::FSW, 2),
     ("tags", fx::FTW, 1),
     ("fop", fx::FOP, 2),
-    ("fip", fx::FIP, 8),
-    ("fdp", fx::FDP, 8),
+    ("fip", fx::FIP, POINTER),
+    ("fdp", fx::FDP, POINTER),
     ("mxcsr", fx::MXCSR, 4),
 ];
 
@@ -190,4 +223,47 @@ fn memory(case: &Case, silicon: &Outcome, ours: &Outcome) -> Option<String> {
     let end = (at + 16).min(silicon.window.len());
     let (s, o) = (number(&silicon.window[at..end]), number(&ours.window[at..end]));
     Some(format!("[{:#x}]: silicon {s}, ours {o}", case.window_at + at as u64))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::case::FX;
+
+    fn outcome() -> Outcome {
+        let mut outcome = Outcome::ZERO;
+        outcome.trap.vector = Vector::Pf as u64;
+        outcome
+    }
+
+    /// Changes one thing and expects the difference to name it.
+    fn expect(name: &str, change: impl Fn(&mut Outcome)) {
+        let mut ours = outcome();
+        change(&mut ours);
+        let found = difference(&Case::ZERO, Undefined::default(), &outcome(), &ours);
+        assert!(found.as_ref().is_some_and(|found| found.starts_with(name)), "{name}: {found:?}");
+    }
+
+    #[test]
+    fn every_part_of_an_outcome_counts() {
+        assert_eq!(difference(&Case::ZERO, Undefined::default(), &outcome(), &outcome()), None);
+        expect("vector", |o| o.trap.vector = 13);
+        expect("error code", |o| o.trap.error ^= 2);
+        expect("cr2", |o| o.trap.address ^= 1);
+        expect("rip", |o| o.state.rip ^= 1);
+        expect("r15", |o| o.state.gpr[15] ^= 1 << 63);
+        expect("rflags", |o| o.state.rflags ^= flag::AF);
+        expect("fsw", |o| o.state.fx[fx::FSW] ^= 1);
+        expect("st7", |o| o.state.fx[fx::ST + 16 * 7 + 9] ^= 0x80);
+        expect("xmm15", |o| o.state.fx[FX - 1] ^= 0x80);
+        expect("[", |o| o.window[2047] ^= 1);
+    }
+
+    #[test]
+    fn undefined_flags_do_not_count() {
+        let mut ours = outcome();
+        ours.state.rflags ^= flag::AF;
+        let undefined = Undefined { flags: flag::AF, ..Undefined::default() };
+        assert_eq!(difference(&Case::ZERO, undefined, &outcome(), &ours), None);
+    }
 }

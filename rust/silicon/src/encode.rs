@@ -152,7 +152,7 @@ fn memory_form(
     form
 }
 
-fn set_form(insn: &mut Instruction, operand: u32, form: &Form) {
+pub(crate) fn set_form(insn: &mut Instruction, operand: u32, form: &Form) {
     insn.set_op_kind(operand, OpKind::Memory);
     let size = if form.address32 { 4 } else { 8 };
     let rip = if form.address32 { Register::EIP } else { Register::RIP };

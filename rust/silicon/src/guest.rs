@@ -205,6 +205,15 @@ impl Guest {
         outcome
     }
 
+    /// Runs one case and looks whether it has left anything outside its window.
+    pub fn checked(&mut self, case: &Case) -> Outcome {
+        let mut outcome = self.run(case);
+        if self.stray().is_some() {
+            outcome.trap.vector = end::STRAY;
+        }
+        outcome
+    }
+
     /// Runs one case in steps of one instruction: every boundary is then also one of a run.
     pub fn run_stepwise(&mut self, case: &Case) -> Outcome {
         self.enter(case);
@@ -249,7 +258,7 @@ impl Guest {
         outcome.state.fx = to_image(cpu.vector());
         let handler = cpu.rip.wrapping_sub(KERNEL + HANDLERS + 1);
         let (cr2, stack) = (cpu.cr2, cpu.regs[RSP].wrapping_sub(KERNEL));
-        if exit == Exit::Halted && handler % 16 == 0 && handler / 16 < 32 {
+        if exit == Exit::Halted && handler.is_multiple_of(16) && handler / 16 < 32 {
             let vector = handler / 16;
             outcome.trap.vector = vector;
             let has_error = Vector::from_number(vector as u8).is_some_and(Vector::has_error_code);

@@ -73,14 +73,17 @@ impl Host {
         shared.count.store(cases.len() as u64, Ordering::SeqCst);
         shared.at.store(0, Ordering::SeqCst);
         let mut died: Vec<(usize, u64, i32)> = Vec::new();
-        while (shared.at.load(Ordering::SeqCst) as usize) <= cases.len() {
-            let Some(status) = self.fork() else { break };
+        loop {
+            let status = self.fork();
             // SAFETY: as above; the child has ended.
-            let at = unsafe { &(*self.shared).at }.load(Ordering::SeqCst);
+            let at = unsafe { &(*self.shared).at }.load(Ordering::SeqCst) as usize;
+            if at > cases.len() {
+                break;
+            }
             let before = died.last().map_or(0, |(at, ..)| at + 1);
-            assert!(at as usize > before, "the child died before it ran a case: status {status:#x}");
+            assert!(at > before, "the child died before it ran a case: status {status:#x}");
             let hung = libc::WIFSIGNALED(status) && libc::WTERMSIG(status) == libc::SIGALRM;
-            died.push((at as usize - 1, if hung { end::HUNG } else { end::DIED }, status));
+            died.push((at - 1, if hung { end::HUNG } else { end::DIED }, status));
         }
         // SAFETY: as above.
         let outcomes = unsafe { &(*self.shared).outcomes };
@@ -93,8 +96,8 @@ impl Host {
         outcomes
     }
 
-    /// One child; `None` when it has run all that was left, else its wait status.
-    fn fork(&mut self) -> Option<i32> {
+    /// One child, to its end; gives its wait status.
+    fn fork(&mut self) -> i32 {
         // SAFETY: the child calls only what is allowed after a fork of a process with threads, and never returns.
         let pid = unsafe { libc::fork() };
         assert!(pid >= 0, "fork: {}", std::io::Error::last_os_error());
@@ -105,7 +108,7 @@ impl Host {
         let mut status = 0;
         // SAFETY: waits for our own child.
         while unsafe { libc::waitpid(pid, &mut status, 0) } < 0 {}
-        (status != 0).then_some(status)
+        status
     }
 }
 
@@ -292,3 +295,65 @@ unsafe fn start(case: &Case, context: &mut libc::ucontext_t) {
 
 /// NT and ID: returning from a signal leaves them as they stand.
 const KEPT: u64 = 1 << 14 | 1 << 21;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::case::RSP;
+    use crate::space::CODE_MAX;
+
+    fn case(code: &[u8]) -> Case {
+        let mut case = Case::ZERO;
+        case.state.rip = CODE + 0x100;
+        case.state.rflags = 0x202;
+        case.state.set_mxcsr(0x1f80);
+        case.state.gpr[RSP] = LOW + 0x800;
+        case.window_at = LOW;
+        assert!(code.len() <= CODE_MAX);
+        case.code[..code.len()].copy_from_slice(code);
+        case.code_len = code.len() as u64;
+        case
+    }
+
+    #[test]
+    fn every_register_comes_back() {
+        let mut nothing = case(&[]);
+        for (n, value) in nothing.state.gpr.iter_mut().enumerate() {
+            *value = 0x0101_0101_0101_0101 * n as u64;
+        }
+        for n in 0..16 {
+            nothing.state.set_xmm(n, n as u128 + 1);
+        }
+        nothing.state.rflags |= 1 << 21 | 1 << 14 | 1 << 10;
+        nothing.state.set_fx_u16(crate::case::fx::FCW, 0x0b41);
+        let outcome = &Host::new().run(&[nothing])[0];
+        assert_eq!((outcome.trap.vector, outcome.state.rip), (3, CODE + 0x101));
+        assert_eq!(outcome.state.gpr, nothing.state.gpr);
+        assert_eq!(outcome.state.rflags, nothing.state.rflags);
+        // MXCSR_MASK is the processor's own.
+        let state = |fx: &[u8; FX]| [&fx[..28], &fx[32..]].concat();
+        assert_eq!(state(&outcome.state.fx), state(&nothing.state.fx));
+    }
+
+    #[test]
+    fn a_case_that_kills_the_child_costs_only_itself() {
+        // getpid; kill(pid, SIGKILL)
+        let kill =
+            [0xb8, 39, 0, 0, 0, 0x0f, 0x05, 0x89, 0xc7, 0xbe, 9, 0, 0, 0, 0xb8, 62, 0, 0, 0, 0x0f, 0x05];
+        // exit_group(0)
+        let leave = [0xb8, 231, 0, 0, 0, 0x31, 0xff, 0x0f, 0x05];
+        let good = case(&[0x48, 0xff, 0xc0]);
+        let outcomes = Host::new().run(&[good, case(&kill), good, case(&leave), good]);
+        let vectors: Vec<_> = outcomes.iter().map(|outcome| outcome.trap.vector).collect();
+        assert_eq!(vectors, [3, end::DIED, 3, end::DIED, 3]);
+        assert_eq!(outcomes[4].state.gpr[0], 1);
+    }
+
+    #[test]
+    fn a_fault_says_where_and_why() {
+        // mov [rsp+0x1800], eax
+        let outcome = &Host::new().run(&[case(&[0x89, 0x84, 0x24, 0, 0x18, 0, 0])])[0];
+        assert_eq!((outcome.trap.vector, outcome.trap.error, outcome.trap.address), (14, 6, LOW + 0x2000));
+        assert_eq!(outcome.state.rip, CODE + 0x100);
+    }
+}

@@ -333,7 +333,7 @@ impl Maker<'_> {
                 if fixed(base) {
                     return None;
                 }
-                gpr[base] = target / (1 + scale) | noise;
+                gpr[base] = (target / (1 + scale)) | noise;
                 target % (1 + scale)
             }
             (Some(base), index) if fixed(base) => {

@@ -20,6 +20,8 @@ pub struct Report {
     kinds: BTreeMap<Kind, u64>,
     vectors: BTreeMap<u64, u64>,
     cases: u64,
+    /// Of blocks.
+    instructions: u64,
     failures: BTreeMap<String, Failure>,
 }
 
@@ -51,7 +53,13 @@ impl Report {
         self.cases += 1;
     }
 
-    pub fn blocks(&mut self, silicon: &Outcome) {
+    /// Counts a block and the encodings in it.
+    pub fn block(&mut self, insns: impl Iterator<Item = Instruction>, silicon: &Outcome) {
+        for insn in insns {
+            self.ran.0.insert(insn.code() as u32);
+            self.ran.1.insert(insn.mnemonic() as u32);
+            self.instructions += 1;
+        }
         *self.vectors.entry(silicon.trap.vector).or_default() += 1;
         self.cases += 1;
     }
@@ -63,28 +71,36 @@ impl Report {
 
     /// The coverage table.
     pub fn table(&self, title: &str) -> String {
-        let mut text = format!(
-            "{title}: {} cases; encodings {} of {} of the model, mnemonics {} of {}\n",
-            self.cases,
-            self.ran.0.len(),
-            self.all.0.len(),
-            self.ran.1.len(),
-            self.all.1.len()
-        );
+        let (ran, all) = (&self.ran, &self.all);
+        let mut text = format!("{title}: {} cases", self.cases);
+        let _ = match self.instructions {
+            0 => writeln!(
+                text,
+                "; {} of the model's {} encodings, {} of {} mnemonics",
+                ran.0.len(),
+                all.0.len(),
+                ran.1.len(),
+                all.1.len()
+            ),
+            n => writeln!(text, " of {n} instructions; {} encodings, {} mnemonics", ran.0.len(), ran.1.len()),
+        };
         for (reason, count) in &self.skipped {
             let _ = writeln!(text, "  {count:5} encodings not run, {reason}");
         }
-        let list = |items: Vec<String>| items.join(", ");
-        let kinds = self.kinds.iter().map(|(kind, n)| format!("{kind:?} {n}")).collect();
-        let vectors = self.vectors.iter().map(|(vector, n)| format!("{} {n}", name(*vector))).collect();
-        let _ = writeln!(text, "  cases by kind: {}\n  ends by vector: {}", list(kinds), list(vectors));
+        let kinds: Vec<_> = self.kinds.iter().map(|(kind, n)| format!("{kind:?} {n}")).collect();
+        if !kinds.is_empty() {
+            let _ = writeln!(text, "  cases by kind: {}", kinds.join(", "));
+        }
+        let vectors: Vec<_> =
+            self.vectors.iter().map(|(vector, n)| format!("{} {n}", name(*vector))).collect();
+        let _ = writeln!(text, "  ends by vector: {}", vectors.join(", "));
         text
     }
 
     /// Encodings that could have run and did not.
     pub fn missing(&self) -> usize {
         let skipped: u32 = self.skipped.values().sum();
-        self.all.0.len() - self.ran.0.len() - skipped as usize
+        self.all.0.len().saturating_sub(self.ran.0.len() + skipped as usize)
     }
 
     /// Panics with one line for each kind of failure.
