@@ -294,3 +294,20 @@ def test_an_initrd_larger_than_memory_is_one_sentence() -> None:
         VM(machine(LOOP, initrd=bytes(17 << 20)))
     assert len(str(caught.value).splitlines()) == 1
     assert "initrd" in str(caught.value)
+
+
+def test_the_power_button_sets_its_status_bit() -> None:
+    # PM1 status, port 600h, bit 8 (ACPI 4.8.4.1.1), read until it is set and given as the exit's value.
+    source = """
+        mov dx, 0x600
+    wait: in ax, dx
+        test ah, 1
+        jz wait
+        exit 7
+    """
+    with VM(machine(source)) as vm:
+        assert isinstance(vm.run(max_instructions=1000), exits.BudgetExhausted)
+        vm.press_power_button()
+        result = vm.run(max_instructions=1000)
+        assert isinstance(result, exits.DebugExit)
+        assert result.value == 7

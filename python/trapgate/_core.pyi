@@ -104,6 +104,9 @@ class Core:
     def attach(self, space: str, base: int, size: int, device: object) -> None:
         """Put a device written in Python on "ports" or, as "mmio", into the address space."""
 
+    def press_power_button(self) -> None:
+        """Press the power button; from any thread."""
+
     def set_irq(self, line: int, level: bool) -> None:
         """Raise or lower an interrupt line of the ISA bus; from any thread."""
 

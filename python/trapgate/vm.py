@@ -367,6 +367,10 @@ class VM:
             connect(line)
         return line
 
+    def press_power_button(self) -> None:
+        """Press the power button: the guest gets an ACPI event and decides what to do. From any thread."""
+        self._core.press_power_button()
+
     def debug_output(self) -> bytes:
         """Give what the guest has written to the debug console since the last call."""
         return self._core.debug_take()

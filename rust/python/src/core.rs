@@ -325,6 +325,11 @@ impl Core {
         attached.map_err(errors::config)
     }
 
+    /// Press the power button; from any thread.
+    fn press_power_button(&self, py: Python<'_>) {
+        py.detach(|| self.board.press_power_button());
+    }
+
     /// Raise or lower an interrupt line of the ISA bus; from any thread.
     fn set_irq(&self, py: Python<'_>, line: u8, level: bool) {
         // Another thread may hold the interrupt controllers while it waits for the interpreter in a device.
