@@ -37,7 +37,7 @@ impl Vcpu {
         Ok(Descriptor(self.load_as(Seg::Ds, at, Intent::SystemRead)?))
     }
 
-    /// Bits 63 to 32 of a system descriptor's base in long mode: in the eight bytes above it.
+    /// Bits 63 to 32 of a system descriptor's base or a call gate's offset in long mode: in the eight bytes above it.
     pub(super) fn upper_base(&mut self, selector: u16, vector: Vector) -> Done<u64> {
         let next = selector.wrapping_add(8);
         let Some(at) = self.descriptor_address(next).filter(|_| next > selector) else {

@@ -237,7 +237,7 @@ impl Vcpu {
         }
     }
 
-    fn tss_u64(&mut self, at: u64, ext: u32) -> Done<u64> {
+    pub(super) fn tss_u64(&mut self, at: u64, ext: u32) -> Done<u64> {
         if at + 7 > u64::from(self.tr.limit) {
             let error = selector_error(self.tr.selector) | ext;
             return self.raise(Exception::with_error(Vector::Ts, error));

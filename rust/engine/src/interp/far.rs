@@ -9,7 +9,7 @@ use super::{Uop, by_width, mask};
 use crate::exit::{Exit, Unsupported};
 use crate::fault::{Done, Exception, Stop};
 use crate::memory::Word;
-use crate::mmu::access::canonical;
+use crate::mmu::access::{Intent, canonical};
 use crate::state::{Descriptor, Segment, Vcpu};
 
 impl Vcpu {
@@ -44,16 +44,17 @@ impl Vcpu {
         if good { Ok(()) } else { self.protection() }
     }
 
-    /// Direct far transfer to a code segment at the same privilege.
-    fn far_target(&mut self, selector: u16) -> Done<Segment> {
+    /// What a far jump or call leads to.
+    fn far_target(&mut self, selector: u16) -> Done<Target> {
         if selector & !3 == 0 {
             return self.protection();
         }
         let d = self.descriptor(selector, Vector::Gp)?;
         if !d.is_code_or_data() {
-            return match d.kind() {
-                4 | 12 => self.unsupported(Unsupported::CallGate),
-                1 | 5 | 9 if !self.mode.long => self.unsupported(Unsupported::TaskSwitch),
+            return match (d.kind(), self.mode.long) {
+                (12, true) => Ok(Target::Gate(self.call_gate(selector, d)?)),
+                (4 | 12, false) => self.unsupported(Unsupported::CallGate),
+                (1 | 5 | 9, false) => self.unsupported(Unsupported::TaskSwitch),
                 _ => self.raise(Exception::gp(selector_error(selector))),
             };
         }
@@ -63,7 +64,32 @@ impl Vcpu {
         if !allowed {
             return self.raise(Exception::gp(selector_error(selector)));
         }
-        self.code_segment(selector, d, self.cpl)
+        Ok(Target::Code(self.code_segment(selector, d, self.cpl)?))
+    }
+
+    /// Checks a call gate of long mode and the code it leads to (SDM vol. 3, 5.8.3.1 and 5.8.4).
+    fn call_gate(&mut self, selector: u16, gate: Descriptor) -> Done<Gate> {
+        let rpl = (selector & 3) as u8;
+        if gate.dpl() < self.cpl.max(rpl) {
+            return self.raise(Exception::gp(selector_error(selector)));
+        }
+        let upper = self.upper_base(selector, Vector::Gp)?;
+        if !gate.present() {
+            return self.raise(Exception::with_error(Vector::Np, selector_error(selector)));
+        }
+        let target = (gate.0 >> 16) as u16;
+        if target & !3 == 0 {
+            return self.protection();
+        }
+        let code = self.descriptor(target, Vector::Gp)?;
+        if !code.is_code() || code.dpl() > self.cpl || !code.long() || code.big() {
+            return self.raise(Exception::gp(selector_error(target)));
+        }
+        if !code.present() {
+            return self.raise(Exception::with_error(Vector::Np, selector_error(target)));
+        }
+        let offset = gate.0 & 0xffff | gate.0 >> 32 & 0xffff_0000 | upper;
+        Ok(Gate { selector: target, code, offset })
     }
 
     /// Enters a code segment.
@@ -88,10 +114,30 @@ impl Vcpu {
     }
 }
 
-/// JMP far.
+/// Where a far jump or call goes.
+enum Target {
+    /// A code segment at the same privilege; the offset is the instruction's.
+    Code(Segment),
+    Gate(Gate),
+}
+
+/// A call gate of long mode, unfolded.
+struct Gate {
+    selector: u16,
+    code: Descriptor,
+    offset: u64,
+}
+
+/// JMP far. Through a call gate the privilege stays as it is.
 pub(super) fn jmp_far<T: Word>(cpu: &mut Vcpu, u: &Uop) -> Done {
-    let (selector, target) = cpu.far_pointer::<T>(u)?;
-    let cs = cpu.far_target(selector)?;
+    let (selector, offset) = cpu.far_pointer::<T>(u)?;
+    let (cs, target) = match cpu.far_target(selector)? {
+        Target::Code(cs) => (cs, offset),
+        Target::Gate(Gate { selector, code, .. }) if !code.conforming() && code.dpl() != cpu.cpl => {
+            return cpu.raise(Exception::gp(selector_error(selector)));
+        }
+        Target::Gate(Gate { selector, code, offset }) => (cpu.code_segment(selector, code, cpu.cpl)?, offset),
+    };
     cpu.check_far_target(&cs, target)?;
     cpu.enter_code(cs, target);
     Ok(())
@@ -100,7 +146,10 @@ pub(super) fn jmp_far<T: Word>(cpu: &mut Vcpu, u: &Uop) -> Done {
 /// CALL far.
 pub(super) fn call_far<T: Word>(cpu: &mut Vcpu, u: &Uop) -> Done {
     let (selector, target) = cpu.far_pointer::<T>(u)?;
-    let cs = cpu.far_target(selector)?;
+    let cs = match cpu.far_target(selector)? {
+        Target::Code(cs) => cs,
+        Target::Gate(gate) => return call_through(cpu, u, &gate),
+    };
     cpu.check_far_target(&cs, target)?;
     let (old, next, sp) = (cpu.segment(Seg::Cs).selector, cpu.next_rip(u), cpu.regs[4]);
     cpu.push::<T>(u64::from(old))?;
@@ -109,6 +158,42 @@ pub(super) fn call_far<T: Word>(cpu: &mut Vcpu, u: &Uop) -> Done {
         return Err(stop);
     }
     cpu.enter_code(cs, target);
+    Ok(())
+}
+
+/// CALL through a gate of long mode: 64-bit pushes, and for an inner ring its stack from the TSS and a null SS.
+fn call_through(cpu: &mut Vcpu, u: &Uop, gate: &Gate) -> Done {
+    let outer = cpu.cpl;
+    let cpl = if gate.code.conforming() { outer } else { gate.code.dpl() };
+    let old_sp = cpu.regs[4];
+    let top = if cpl < outer { cpu.tss_u64(4 + 8 * u64::from(cpl), 0)? } else { old_sp & cpu.stack_mask() };
+    let cs = cpu.code_segment(gate.selector, gate.code, cpl)?;
+    cpu.check_far_target(&cs, gate.offset)?;
+    if !canonical(top) {
+        return cpu.raise(Exception::with_error(Vector::Ss, 0));
+    }
+    let selector = |cpu: &Vcpu, seg| u64::from(cpu.segment(seg).selector);
+    let frame = [selector(cpu, Seg::Ss), old_sp, selector(cpu, Seg::Cs), cpu.next_rip(u)];
+    let words = if cpl < outer { &frame[..] } else { &frame[2..] };
+    // The frame is written with the inner privilege; nothing else has changed if that faults.
+    cpu.cpl = cpl;
+    cpu.user_view = cpl == 3;
+    let mut sp = top;
+    let done = words.iter().try_for_each(|word| {
+        sp = sp.wrapping_sub(8);
+        cpu.store_as::<u64>(Seg::Ss, sp, *word, Intent::Write)
+    });
+    if let Err(stop) = done {
+        cpu.cpl = outer;
+        cpu.user_view = outer == 3;
+        return Err(stop);
+    }
+    cpu.regs[4] = sp;
+    if cpl < outer {
+        let access = u16::from(cpl) << 5;
+        cpu.seg[Seg::Ss as usize] = Segment { selector: u16::from(cpl), base: 0, limit: 0, access };
+    }
+    cpu.enter_code(cs, gate.offset);
     Ok(())
 }
 

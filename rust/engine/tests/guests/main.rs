@@ -7,6 +7,7 @@ mod accesses;
 mod budget;
 mod debug;
 mod delivery;
+mod gates;
 mod limits;
 mod returns;
 mod selfmod;
