@@ -230,7 +230,8 @@ impl LocalApic {
             let remote = if r.lvt[LINT0 + pin] & LVT_LEVEL != 0 { remote } else { 0 };
             port.lint[pin].store(r.lvt[LINT0 + pin] | remote, SeqCst);
         }
-        port.raise_attention();
+        // It may have been told before, when something more urgent was in service or the priority was higher.
+        if self.pending().is_some() { port.notify() } else { port.raise_attention() }
     }
 
     /// In x2APIC mode the logical ID follows from the ID (SDM 3A, 11.12.10.2).

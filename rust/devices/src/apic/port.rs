@@ -145,7 +145,7 @@ impl ApicPort {
         self.attention.store(true, SeqCst);
     }
 
-    fn notify(&self) {
+    pub(super) fn notify(&self) {
         self.raise_attention();
         self.kick.kick();
     }

@@ -397,6 +397,31 @@ fn attention_is_raised_by_anything_that_may_matter() {
     }
 }
 
+/// A vCPU that was told of an interrupt and could not take it looks again only when it is told again.
+#[test]
+fn what_a_lower_priority_lets_through_wakes_the_vcpu() {
+    let mut rig = rig(1, |_| {});
+    let (apic, kicks) = (&mut rig.apics[0], &rig.kicks.0);
+    let woken = || kicks.swap(0, Ordering::SeqCst) > 0;
+    apic.port().deliver(Delivery::Fixed, 0x51, false);
+    apic.port().deliver(Delivery::Fixed, 0x41, false);
+    assert_eq!(take(apic), Some(0x51));
+    assert!(woken());
+    assert_eq!((apic.pending(), woken()), (None, false), "41h waits for the end of 51h");
+    put(apic, 0xB0, 0);
+    assert_eq!((apic.pending(), woken()), (Some(Pending::Fixed(0x41)), true));
+    assert_eq!(take(apic), Some(0x41));
+    put(apic, 0xB0, 0);
+    assert!(!woken(), "nothing more waits");
+    apic.set_cr8(5);
+    apic.port().deliver(Delivery::Fixed, 0x41, false);
+    assert_eq!((apic.pending(), woken()), (None, true));
+    apic.set_cr8(4);
+    assert_eq!((apic.pending(), woken()), (None, false));
+    apic.set_cr8(3);
+    assert_eq!((apic.pending(), woken()), (Some(Pending::Fixed(0x41)), true));
+}
+
 #[test]
 fn state_holds_requests_and_pins() {
     let mut rig = rig(1, |_| {});
