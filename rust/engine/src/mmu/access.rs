@@ -107,23 +107,24 @@ impl Vcpu {
         change: impl Fn(&mut Flags, T) -> T,
     ) -> Done {
         self.check_alignment(linear, T::SIZE)?;
-        if lock && (linear & 0xfff) as usize <= 4096 - T::SIZE {
-            if let Place::Ram(host) = self.place(seg, linear, Intent::Write, T::SIZE as u64)? {
-                let before = self.flags;
-                let mut old: T = self.memory.load(host);
-                let new_value = loop {
-                    self.flags = before;
-                    let new = change(&mut self.flags, old);
-                    match self.memory.compare_exchange(host, old, new) {
-                        Ok(_) => break new,
-                        Err(seen) => old = seen,
-                    }
-                };
-                self.after_write(host);
-                self.note_access(linear, T::SIZE as u64, Some(old.to_u64()), None);
-                self.note_access(linear, T::SIZE as u64, None, Some(new_value.to_u64()));
-                return Ok(());
-            }
+        if lock
+            && (linear & 0xfff) as usize <= 4096 - T::SIZE
+            && let Place::Ram(host) = self.place(seg, linear, Intent::Write, T::SIZE as u64)?
+        {
+            let before = self.flags;
+            let mut old: T = self.memory.load(host);
+            let new_value = loop {
+                self.flags = before;
+                let new = change(&mut self.flags, old);
+                match self.memory.compare_exchange(host, old, new) {
+                    Ok(_) => break new,
+                    Err(seen) => old = seen,
+                }
+            };
+            self.after_write(host);
+            self.note_access(linear, T::SIZE as u64, Some(old.to_u64()), None);
+            self.note_access(linear, T::SIZE as u64, None, Some(new_value.to_u64()));
+            return Ok(());
         }
         // Both pages are checked for the write before anything is read.
         self.check_range(seg, linear, T::SIZE as u64, Intent::Write)?;

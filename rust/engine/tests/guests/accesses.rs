@@ -175,7 +175,7 @@ fn modifier(insn: &Insn, flags: u64) -> (Guest, Vec<u8>) {
     let bytes: Vec<u8> = (0..32u8).map(|n| n ^ 0xa5).collect();
     g.poke(DATA, &bytes);
     for n in [RAX, RBX, RCX, RDX] {
-        g.set_reg(n, 0x0101_0101_0101_0100 * (n as u64 + 1) | 0xa5);
+        g.set_reg(n, (0x0101_0101_0101_0100 * (n as u64 + 1)) | 0xa5);
     }
     g.set_reg(RCX, 5);
     g.program(insn.1);
