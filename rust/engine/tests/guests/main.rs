@@ -4,15 +4,23 @@
 mod common;
 
 mod accesses;
+mod breakpoints;
 mod budget;
-mod debug;
 mod delivery;
+mod descriptors;
 mod gates;
 mod limits;
+mod pae;
+mod permissions;
+mod property;
+mod registers;
 mod returns;
+mod segments;
 mod selfmod;
 mod shadows;
 mod smoke;
+mod steps;
 mod strings;
 mod tlb;
+mod transfers;
 mod walk;

@@ -132,8 +132,7 @@ fn a_repeated_instruction_has_the_shadow_for_one_iteration() {
 }
 
 /// The loads of SS that have a shadow.
-const LOADS: [fn(&mut CodeAssembler) -> Result<(), IcedError>; 3] =
-    [|a| a.mov(ss, eax), |a| a.mov(ss, word_ptr(rsi)), |a| a.db(&[0x17])];
+const LOADS: [Insn; 3] = [|a| a.mov(ss, eax), |a| a.mov(ss, word_ptr(rsi)), |a| a.db(&[0x17])];
 
 /// 32-bit code, where POP SS exists, with flat data at EAX, [ESI] and on the stack.
 fn loading(n: usize, rest: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>) -> (Guest, Code) {

@@ -35,9 +35,6 @@ impl Kind {
     fn writes(self) -> bool {
         matches!(self, Movs | Stos | Ins)
     }
-    fn compares(self) -> bool {
-        matches!(self, Cmps | Scas)
-    }
     fn on_ports(self) -> bool {
         matches!(self, Ins | Outs)
     }

@@ -7,12 +7,13 @@
 #![allow(dead_code, reason = "each group of tests uses its part")]
 
 pub mod board;
+pub mod code;
 pub mod tables;
 
 use std::sync::Arc;
 
+use iced_x86::IcedError;
 use iced_x86::code_asm::CodeAssembler;
-use iced_x86::{BlockEncoderOptions, IcedError};
 use trapgate_engine::memory::Region;
 use trapgate_engine::state::{Descriptor, Processor, Segment, Table};
 use trapgate_engine::{Engine, Exit, GuestMemory, Requests, Vcpu};
@@ -20,6 +21,7 @@ use trapgate_x86::model::{Model, Topology, X86_64_V2};
 use trapgate_x86::regs::{cr0, cr4, efer, rflags};
 
 pub use board::{Board, Line, Shared};
+pub use code::{Code, Noise, assemble};
 pub use tables::*;
 
 pub const RAX: usize = 0;
@@ -91,6 +93,12 @@ pub struct Event {
     pub cpl: u8,
 }
 
+/// An instruction, or a few, as tables of tests list them.
+pub type Insn = fn(&mut CodeAssembler) -> Result<(), IcedError>;
+
+/// Vector and error code of a fault; none where there must be no fault.
+pub type Fault = Option<(u8, u64)>;
+
 /// Why [`Guest::go`] came back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stop {
@@ -98,21 +106,6 @@ pub enum Stop {
     /// HLT outside the stubs.
     Halted,
     Exit(Exit),
-}
-
-/// Code as it was loaded.
-#[derive(Clone, Debug)]
-pub struct Code {
-    pub start: u64,
-    pub end: u64,
-    starts: Vec<u64>,
-}
-
-impl Code {
-    /// Address of instruction `n`, the first being 0; that behind the last is the end.
-    pub fn at(&self, n: usize) -> u64 {
-        self.starts.get(n).copied().unwrap_or(self.end)
-    }
 }
 
 /// A machine with one vCPU.
@@ -450,39 +443,23 @@ impl Guest {
     }
 }
 
+/// Runs an instruction as a program; whether it is refused with #GP(0).
+pub fn refused(g: &mut Guest, insn: Insn) -> bool {
+    let code = g.program(|a| {
+        insn(a)?;
+        a.hlt()
+    });
+    match g.go() {
+        Stop::Halted => false,
+        Stop::Event(e) => {
+            assert_eq!((e.vector, e.error, e.rip), (13, Some(0), code.start));
+            true
+        }
+        other => panic!("{other:x?}"),
+    }
+}
+
 /// Whether the processor pushes an error code for this exception (SDM vol. 3, table 6-1).
 pub fn pushes_error(vector: u8) -> bool {
     matches!(vector, 8 | 10..=14 | 17 | 21)
-}
-
-/// Assembles code for an address.
-pub fn assemble(
-    bits: u32,
-    linear: u64,
-    f: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>,
-) -> (Vec<u8>, Code) {
-    let mut assembler = CodeAssembler::new(bits).expect("a width that exists");
-    f(&mut assembler).expect("an encodable program");
-    let options = BlockEncoderOptions::RETURN_NEW_INSTRUCTION_OFFSETS;
-    let result = assembler.assemble_options(linear, options).expect("an encodable program");
-    let bytes = result.inner.code_buffer;
-    let starts = result.inner.new_instruction_offsets.iter().map(|at| linear + u64::from(*at)).collect();
-    let code = Code { start: linear, end: linear + bytes.len() as u64, starts };
-    (bytes, code)
-}
-
-/// A small generator of repeatable noise (xorshift).
-#[derive(Clone, Debug)]
-pub struct Noise(pub u64);
-
-impl Noise {
-    pub fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0
-    }
-    pub fn below(&mut self, n: u64) -> u64 {
-        (self.next() >> 11) % n
-    }
 }
