@@ -70,6 +70,8 @@ static void descriptor_tables(void)
     gdt[SHORT_3 / 8] = descriptor(code, 15, 0xfb, 0x4);
     gdt[ABSENT_3 / 8] = descriptor(0, 0xfffff, 0x73, 0xc);
     gdt[READ_ONLY_3 / 8] = descriptor(0, 0xfffff, 0xf1, 0xc);
+    uint64_t target = code + 0x100;
+    gdt[GATE_3 / 8] = (target & 0xffff) | (uint64_t)CODE64_0 << 16 | 0xecull << 40 | (target >> 16 & 0xffff) << 48;
     gdt_pointer = (struct table){GDT_LIMIT, (uintptr_t)gdt};
     for (unsigned vector = 0; vector < 256; vector++) {
         uint64_t stub = (uintptr_t)stubs + 16 * vector;
@@ -80,8 +82,8 @@ static void descriptor_tables(void)
         idt[2 * vector + 1] = stub >> 32;
     }
     idt_pointer = (struct table){sizeof idt - 1, (uintptr_t)idt};
-    uint64_t stack = (uintptr_t)exception_stack;
-    copy(task_state + 0x04, &stack, 8);
+    uint64_t inner = (uintptr_t)program_room + sizeof program_room, stack = (uintptr_t)exception_stack;
+    copy(task_state + 0x04, &inner, 8);
     copy(task_state + 0x24, &stack, 8);
     uint16_t bitmap = sizeof task_state - 1;
     copy(task_state + 0x66, &bitmap, 2);

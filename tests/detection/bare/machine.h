@@ -20,7 +20,9 @@ enum {
     SHORT_3 = 0x58 | 3,
     ABSENT_3 = 0x60 | 3,
     READ_ONLY_3 = 0x68 | 3,
-    GDT_LIMIT = 0x6f
+    /* A call gate to CODE64_0, 100h bytes into the code page. */
+    GATE_3 = 0x70 | 3,
+    GDT_LIMIT = 0x7f
 };
 
 struct selectors {

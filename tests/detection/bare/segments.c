@@ -92,6 +92,24 @@ static void limits(void)
     }
 }
 
+/* A far call from ring 3 through a gate: to 64-bit code of ring 0 on the stack that the task names. */
+static void call_gate(void)
+{
+    for (enum mode mode = RING3_64; mode < MODES; mode++) {
+        struct state state = fresh_state();
+        static const uint16_t pointer[3] = {0, 0, GATE_3};
+        copy(room.data, pointer, sizeof pointer);
+        copy(room.code + 0x100, "\x0f\x0b", 2);
+        run(mode, &state, "\xff\x1b", 2);
+        const uint64_t *frame = (const uint64_t *)(uintptr_t)state.gpr[RSP];
+        bool entered = state.vector == UD && ended_at(&state) == 0x100 && trapped_cs == CODE64_0;
+        check(entered && frame[0] == (uintptr_t)room.code + 2 && (frame[3] & 0xffff) == DATA_3, "call gate (%s)",
+              mode_names[mode]);
+        detail_state(&state);
+        detail("cs %llx", (unsigned long long)trapped_cs);
+    }
+}
+
 static uint64_t asked(const char *code, size_t length, uint16_t selector, bool *zero)
 {
     struct state state = fresh_state();
@@ -187,6 +205,7 @@ void check_segments(void)
 {
     stored_tables();
     limits();
+    call_gate();
     rights();
     port_map();
 }
