@@ -139,10 +139,7 @@ fn is_exception(vector: u8) -> bool {
 pub fn repeats(instruction: &Instruction) -> bool {
     instruction.insn.is_some_and(|insn| {
         insn.prefixes.intersects(Prefixes::REP | Prefixes::REPNE)
-            && matches!(
-                insn.op,
-                Op::Movs | Op::Cmps | Op::Stos | Op::Lods | Op::Scas | Op::Ins | Op::Outs
-            )
+            && matches!(insn.op, Op::Movs | Op::Cmps | Op::Stos | Op::Lods | Op::Scas | Op::Ins | Op::Outs)
     })
 }
 
