@@ -4,6 +4,7 @@
 
 use iced_x86::{Code, Instruction, Mnemonic, OpCodeOperandKind as Kind, OpKind, Register};
 
+use crate::assemble;
 use crate::random::Random;
 
 /// The form of a memory operand.
@@ -27,8 +28,8 @@ pub struct Instance {
     pub form: Option<Form>,
     /// 67, whatever the operands are.
     pub address32: bool,
-    /// Ineffective prefixes to put before the instruction.
-    pub extra: Option<u8>,
+    /// A prefix to put before the instruction if it has no effect there.
+    pub prefix: Option<u8>,
 }
 
 /// Registers by width and encoding.
@@ -80,8 +81,7 @@ pub fn instance(code: Code, random: &mut Random) -> Instance {
         },
         _ => {}
     }
-    let extra = random.one_in(12).then(|| random.pick(&[0x26, 0x2e, 0x36, 0x3e]));
-    Instance { insn, form, address32, extra }
+    Instance { insn, form, address32, prefix: assemble::prefix(random) }
 }
 
 type Choose = fn(&mut Random, usize) -> Register;

@@ -1,8 +1,9 @@
 //! From an instance to a case: registers and memory such that the instruction finds its operands where they are wanted,
 //! and values that make it do something.
 
-use iced_x86::{Encoder, Instruction, Mnemonic, OpKind, Register};
+use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 
+use crate::assemble::assemble;
 use crate::case::{Case, RSP, fx};
 use crate::catalog::Entry;
 use crate::encode::{Form, Instance, instance};
@@ -88,7 +89,7 @@ pub(crate) struct Maker<'a> {
 
 /// Makes a case of an encoding; `None` when the random choices do not fit together.
 pub fn prepare(entry: &Entry, kind: Kind, random: &mut Random) -> Option<Prepared> {
-    let Instance { insn, form, address32, extra } = instance(entry.code, random);
+    let Instance { insn, form, address32, prefix } = instance(entry.code, random);
     let reaches_high = !address32 && form.is_none_or(|form| form.base.is_some() || form.displacement == 8);
     let region = if reaches_high && random.one_in(2) { HIGH } else { LOW };
     let accesses = accesses(&insn, form.is_some());
@@ -126,7 +127,7 @@ pub fn prepare(entry: &Entry, kind: Kind, random: &mut Random) -> Option<Prepare
         return None;
     }
     maker.branch();
-    maker.encode(extra)
+    maker.encode(prefix)
 }
 
 /// How an instruction reaches memory.
@@ -219,11 +220,11 @@ impl Maker<'_> {
                 }
             }
             Access::Source => {
-                let at = self.address(access, self.size(), 256);
+                let at = self.address(access, self.size(), 384);
                 self.pin(RSI, at);
             }
             Access::Destination => {
-                let at = self.address(access, self.size(), 256);
+                let at = self.address(access, self.size(), 384);
                 self.pin(RDI, at);
             }
             Access::Table => {
@@ -289,7 +290,7 @@ impl Maker<'_> {
         if self.insn.is_string_instruction() {
             let gpr = &mut self.case.state.gpr;
             if self.insn.has_rep_prefix() || self.insn.has_repne_prefix() {
-                gpr[RCX] = self.random.below(9);
+                gpr[RCX] = if self.random.one_in(3) { self.random.below(40) } else { self.random.below(9) };
             }
             if self.pinned & (1 << RSI | 1 << RDI) == (1 << RSI | 1 << RDI)
                 && self.victim.is_none()
@@ -474,32 +475,24 @@ impl Maker<'_> {
             || self.form.is_some_and(|form| form.base == Some(n) || form.index == Some(n))
     }
 
-    fn encode(mut self, extra: Option<u8>) -> Option<Prepared> {
-        let mut encoder = Encoder::new(64);
-        let prefix = usize::from(extra.is_some());
-        let mut rip = self.case.state.rip;
-        let mut len = encoder.encode(&self.insn, rip + prefix as u64).ok()? + prefix;
-        match self.kind {
-            Kind::CodeEnd => rip = CODE + PAGE - len as u64,
-            Kind::CodeCross if len > 1 => rip = CODE + PAGE - 1 - self.random.below(len as u64 - 1),
-            _ => {}
-        }
+    fn encode(mut self, prefix: Option<u8>) -> Option<Prepared> {
+        let mut bytes = assemble(&self.insn, self.case.state.rip, prefix)?;
+        let len = bytes.len() as u64;
+        let rip = match self.kind {
+            Kind::CodeEnd => CODE + PAGE - len,
+            Kind::CodeCross if len > 1 => CODE + PAGE - 1 - self.random.below(len - 1),
+            _ => self.case.state.rip,
+        };
         if rip != self.case.state.rip {
             self.case.state.rip = rip;
             self.branch();
-            drop(encoder.take_buffer());
-            len = encoder.encode(&self.insn, rip + prefix as u64).ok()? + prefix;
+            bytes = assemble(&self.insn, rip, prefix)?;
         }
-        let bytes = encoder.take_buffer();
-        let bytes = &bytes[bytes.len() + prefix - len..];
-        if let Some(extra) = extra {
-            self.case.code[0] = extra;
-        }
-        if len > 15 {
+        if bytes.len() > 15 {
             return None;
         }
-        self.case.code[prefix..len].copy_from_slice(bytes);
-        self.case.code_len = len as u64;
+        self.case.code[..bytes.len()].copy_from_slice(&bytes);
+        self.case.code_len = bytes.len() as u64;
         Some(Prepared { case: self.case, kind: self.kind, insn: self.insn })
     }
 }
