@@ -167,7 +167,8 @@ impl Machine {
 
     /// Runs until a limit or an event.
     pub fn run(&mut self, limits: &Limits) -> Exit {
-        let wall = limits.wall.map(|time| Instant::now() + time);
+        // A time beyond what the host can count is no limit.
+        let wall = limits.wall.and_then(|time| Instant::now().checked_add(time));
         self.clock.start();
         self.console.watch(limits.watch_console);
         let exit = self.run_started(limits, wall);
@@ -396,4 +397,48 @@ fn enter(cpu: &mut Vcpu, image: &BootImage<'_>) {
     cpu.idtr = Table { base: e.idt.base, limit: e.idt.limit };
     cpu.update_mode();
     cpu.flush_tlb();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use trapgate_x86::model::X86_64_V2;
+
+    /// A machine in virtual time that runs `code` in 32-bit protected mode, interrupts off.
+    fn machine(code: &[u8]) -> Machine {
+        const LOAD: u32 = 0x10_0000;
+        const MAGIC: u32 = 0x1BAD_B002;
+        const ADDRESSES: u32 = 1 << 16;
+        let sum = 0u32.wrapping_sub(MAGIC).wrapping_sub(ADDRESSES);
+        let header = [MAGIC, ADDRESSES, sum, LOAD, LOAD, 0, 0, LOAD + 32];
+        let mut kernel: Vec<u8> = header.iter().flat_map(|word| word.to_le_bytes()).collect();
+        kernel.extend_from_slice(code);
+        let config = Config {
+            memory: MemoryMap::MIN,
+            model: X86_64_V2,
+            clock: ClockKind::Virtual,
+            seed: 0,
+            debug_console: false,
+            debug_exit: false,
+            epoch_seconds: 0,
+        };
+        let payload = Payload {
+            kernel: &kernel,
+            initrd: None,
+            command_line: "",
+            protocol: Protocol::Multiboot,
+            decompression: Decompression::Host,
+        };
+        Machine::new(&config, &payload).unwrap()
+    }
+
+    /// STI; HLT; JMP to the HLT.
+    const IDLE: [u8; 4] = [0xFB, 0xF4, 0xEB, 0xFD];
+
+    #[test]
+    fn any_length_of_host_time_can_be_asked_for() {
+        let mut machine = machine(&IDLE);
+        let limits = Limits { wall: Some(Duration::MAX), ..Limits::default() };
+        assert_eq!(machine.run(&limits), Exit::Halted);
+    }
 }
