@@ -242,7 +242,7 @@ impl Machine {
                     self.clock.skip_to(time, count);
                     None
                 }
-                None if self.console.has_input() => None,
+                None if self.board.can_feed(&self.console) => None,
                 None => Some(Exit::Halted),
             };
         }
@@ -439,6 +439,14 @@ mod tests {
     fn any_length_of_host_time_can_be_asked_for() {
         let mut machine = machine(&IDLE);
         let limits = Limits { wall: Some(Duration::MAX), ..Limits::default() };
+        assert_eq!(machine.run(&limits), Exit::Halted);
+    }
+
+    #[test]
+    fn input_that_the_guest_does_not_read_keeps_no_machine_alive() {
+        let mut machine = machine(&IDLE);
+        machine.console().send(b"more than the receiver holds");
+        let limits = Limits { wall: Some(Duration::from_secs(1)), ..Limits::default() };
         assert_eq!(machine.run(&limits), Exit::Halted);
     }
 }

@@ -282,6 +282,11 @@ impl PcBoard {
             uart.receive(&bytes, now);
         }
     }
+
+    /// Whether [`Self::feed`] would hand over something.
+    pub(crate) fn can_feed(&self, console: &Console) -> bool {
+        console.has_input() && lock(&self.com1).room() > 0
+    }
 }
 
 /// PIT with port 61h, RTC and HPET. IRQ 0 and IRQ 8 belong to the HPET while it replaces the older timers.
