@@ -24,6 +24,7 @@ class ScriptedCore:
         self.steps: list[Step] = []
         self.asked: list[tuple[int, int, int, bool]] = []
         self.output = b""
+        self.debug = b""
         self.input = b""
         self.hooks: dict[int, tuple[str, int, int]] = {}
         self.events: list[tuple[int, int, int, int, int]] = []
@@ -46,6 +47,10 @@ class ScriptedCore:
 
     def console_take(self) -> bytes:
         data, self.output = self.output, b""
+        return data
+
+    def debug_take(self) -> bytes:
+        data, self.debug = self.debug, b""
         return data
 
     def console_send(self, data: bytes) -> None:
@@ -276,6 +281,21 @@ def test_listeners_get_every_byte(vm: VM) -> None:
     core_of(vm).steps = [prints(b"\xc3"), prints(b"\xbc")]
     vm.run()
     assert b"".join(got) == b"\xc3\xbc"
+
+
+def test_the_debug_console_is_kept_or_listened_to(vm: VM) -> None:
+    core, got = core_of(vm), []
+    core.debug = b"early"
+    assert vm.debug_output() == b"early"
+
+    def write(core: ScriptedCore) -> tuple[str, int, int]:
+        core.debug += b"late"
+        return "slice", 0, 0
+
+    vm.debug_listener = got.append
+    core.steps = [write, ("slice", 0, 0), write]
+    vm.run()
+    assert got == [b"late", b"late"]
 
 
 def test_hooks_are_called_with_their_events_and_removed(vm: VM) -> None:

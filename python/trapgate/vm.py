@@ -106,6 +106,8 @@ class VM:
         )
         #: The exit after which the machine could not run on, if there was one.
         self.ended: exits.Exit | None = None
+        #: Called with what the guest writes to the debug console, as it comes; without it, see `debug_output`.
+        self.debug_listener: Callable[[bytes], object] | None = None
         self._started = False
         self._running = threading.Lock()
         #: The first serial port.
@@ -233,6 +235,8 @@ class VM:
             self.console._feed(data)
             for listener in self.console.listeners:
                 listener(data)
+        if self.debug_listener is not None and (data := core.debug_take()):
+            self.debug_listener(data)
 
     def _when(self) -> dict[str, Any]:
         return {"icount": self.icount, "now": self.now}

@@ -59,9 +59,9 @@ def boot(image: str | None, kernel: Path | None, json_file: str | None, **option
     machine = _machine(image, kernel, options)
     started = time.monotonic()
     with VM(machine) as vm:
-        result, status = _drive(vm, expect, timeout)
         if machine.debug_console:
-            sys.stderr.buffer.write(vm.debug_output())
+            vm.debug_listener = _write_debug
+        result, status = _drive(vm, expect, timeout)
         if json_file is not None:
             write_json(_report(vm, result, status, time.monotonic() - started), json_file)
     return status
@@ -106,6 +106,11 @@ def _drive(vm: VM, expect: re.Pattern[str] | None, timeout: float | None) -> tup
     if (sentence := _SENTENCES.get(type(result))) is not None:
         print(f"trapgate: {sentence.format(**vars(result))}", file=sys.stderr)
     return result, status
+
+
+def _write_debug(data: bytes) -> None:
+    sys.stderr.buffer.write(data)
+    sys.stderr.buffer.flush()
 
 
 _SENTENCES: dict[type[exits.Exit], str] = {
