@@ -284,7 +284,8 @@ def test_listeners_get_every_byte(vm: VM) -> None:
 
 
 def test_the_debug_console_is_kept_or_listened_to(vm: VM) -> None:
-    core, got = core_of(vm), []
+    core = core_of(vm)
+    got: list[bytes] = []
     core.debug = b"early"
     assert vm.debug_output() == b"early"
 
