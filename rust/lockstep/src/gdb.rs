@@ -208,8 +208,7 @@ fn value(bytes: &[u8], at: usize, size: usize) -> u128 {
 
 fn unpack(bytes: &[u8]) -> Registers {
     let long = |at| value(bytes, at, 8) as u64;
-    let selector =
-        |number: u8| value(bytes, offset::CS + 4 * usize::from(number - number::CS), 4) as u16;
+    let selector = |number: u8| value(bytes, offset::CS + 4 * usize::from(number - number::CS), 4) as u16;
     let mut registers = Registers {
         general: GENERAL.map(|number| long(8 * usize::from(number))),
         rip: long(offset::RIP),

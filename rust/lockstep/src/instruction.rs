@@ -6,6 +6,7 @@ use trapgate_engine::mmu::walk;
 use trapgate_engine::state::Vcpu;
 use trapgate_x86::decode::decode;
 use trapgate_x86::facts::{self, Access, Register};
+use trapgate_x86::features::Features;
 use trapgate_x86::insn::{Bits, Insn};
 use trapgate_x86::layout::MAX_LENGTH;
 
@@ -60,9 +61,16 @@ impl Instruction {
         Instruction { rip: cpu.rip, bits, bytes, have: have as u8, insn }
     }
 
-    /// Its bytes, or all that could be read where it is no instruction.
+    /// Its bytes; those of some other processor's instruction, or all that could be read, where it is none here.
     pub fn bytes(&self) -> &[u8] {
-        &self.bytes[..self.insn.map_or(usize::from(self.have), |insn| usize::from(insn.len))]
+        let have = &self.bytes[..usize::from(self.have)];
+        let len = match self.insn {
+            Some(insn) => usize::from(insn.len),
+            None => {
+                decode(have, self.bits, &Features::all()).map_or(have.len(), |insn| usize::from(insn.len))
+            }
+        };
+        &have[..len]
     }
 
     /// Linear ranges that it writes, as far as its bytes tell: address and length.

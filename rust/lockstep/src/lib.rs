@@ -1,7 +1,13 @@
-//! Tools that find where two executors part: our machine against QEMU ([`qemu`]), against itself with every short cut
+//! Tools that find where two executors part: our machine against QEMU ([`compare`]), against itself with every short cut
 //! taken away ([`paranoid`]), and against an earlier run of itself by state hashes ([`hash`]). See `docs/testing.md`.
 
+pub mod compare;
+pub mod gdb;
 pub mod guest;
+pub mod hash;
 pub mod instruction;
 pub mod ours;
+pub mod paranoid;
+pub mod qemu;
 pub mod registers;
+pub mod transplant;

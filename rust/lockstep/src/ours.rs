@@ -15,7 +15,7 @@ pub enum Kind {
     /// An instruction (or one iteration of a repeated one) that depends on registers and RAM alone, whether it completed
     /// or raised an exception: another executor does the same.
     Plain,
-    /// An instruction whose result comes from devices, time, randomness or the CPU model.
+    /// An instruction whose result comes from devices, time, randomness or the CPU model, or is an approximation.
     Outside,
     /// No instruction: an interrupt was delivered.
     Interrupt(u8),
@@ -35,6 +35,8 @@ pub struct Step {
     pub kind: Kind,
     /// The exception or interrupt that was delivered.
     pub vector: Option<u8>,
+    /// Flags whose value was undefined before it.
+    pub undefined: u64,
 }
 
 /// A machine that is stepped.
@@ -54,6 +56,23 @@ impl Ours {
 
     pub fn machine(&self) -> &Machine {
         &self.machine
+    }
+
+    pub fn machine_mut(&mut self) -> &mut Machine {
+        &mut self.machine
+    }
+
+    /// Runs `more` instructions at full speed; gives the exit if the machine did not get there.
+    pub fn run(&mut self, more: u64) -> Option<Exit> {
+        self.undefined = 0;
+        let limits = Limits { count: Some(self.count().saturating_add(more)), ..Limits::default() };
+        loop {
+            match self.machine.run(&limits) {
+                Exit::Hook => drop(self.machine.cpu_mut().take_hook_events()),
+                Exit::CountReached => return None,
+                exit => return Some(exit),
+            }
+        }
     }
 
     pub fn count(&self) -> u64 {
@@ -82,10 +101,11 @@ impl Ours {
         let done = self.machine.count() > count;
         let outside = self.machine.board().accesses() != accesses;
         let kind = classify(&instruction, exit, &events, done, outside);
+        let undefined = self.undefined;
         if done {
             self.note_flags(&instruction);
         }
-        Step { count, before, instruction, kind, vector: events.last().copied() }
+        Step { count, before, instruction, kind, vector: events.last().copied(), undefined }
     }
 
     fn note_flags(&mut self, instruction: &Instruction) {
@@ -104,6 +124,8 @@ fn classify(instruction: &Instruction, exit: Exit, events: &[u8], done: bool, ou
     let outside = outside
         || match op {
             Some(Op::Cpuid | Op::Rdmsr | Op::Rdpmc | Op::Hlt | Op::Monitor | Op::Mwait) => true,
+            // Approximations: processors differ within an error that the manual allows.
+            Some(Op::Rcpps | Op::Rcpss | Op::Rsqrtps | Op::Rsqrtss) => true,
             // Which MSRs there are is the CPU model's.
             Some(Op::Wrmsr) => !done,
             _ => false,
