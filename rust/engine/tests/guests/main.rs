@@ -19,6 +19,7 @@ mod segments;
 mod selfmod;
 mod shadows;
 mod smoke;
+mod spaces;
 mod steps;
 mod strings;
 mod tlb;
