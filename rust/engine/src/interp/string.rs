@@ -138,9 +138,10 @@ impl Step for Lods {
 impl Step for Cmps {
     const COMPARES: bool = true;
     fn once<T: Word>(cpu: &mut Vcpu, u: &Uop) -> Done {
-        let a: T = cpu.source(u)?;
+        // Where both fault, processors report ES:rDI.
         let to = cpu.destination::<T>(u, false)?;
         let b: T = cpu.load(Seg::Es, to)?;
+        let a: T = cpu.source(u)?;
         super::alu::compare::<T>(&mut cpu.flags, a.to_u64(), b.to_u64());
         let delta = cpu.string_delta::<T>();
         cpu.move_index(RSI, delta, u);
