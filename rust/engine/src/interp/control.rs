@@ -155,15 +155,20 @@ pub(super) fn into(cpu: &mut Vcpu, _: &Uop) -> Done {
     if cpu.flags.of() { software(cpu, Vector::Of as u8) } else { Ok(()) }
 }
 
-/// BOUND: signed bounds.
+/// BOUND: signed bounds. The upper one is read only if the lower one holds.
 pub(super) fn bound<T: Word>(cpu: &mut Vcpu, u: &Uop) -> Done {
     let index = super::sign_extend::<T>(cpu.get_a::<T>(u)) as i64;
     let linear = cpu.linear(u, 2 * T::SIZE as u32, false)?;
     let seg = u.insn.mem.seg;
     let low = super::sign_extend::<T>(cpu.load::<T>(seg, linear)?.to_u64()) as i64;
-    let high_at = linear.wrapping_add(T::SIZE as u64);
-    let high = super::sign_extend::<T>(cpu.load::<T>(seg, high_at)?.to_u64()) as i64;
-    if index < low || index > high { cpu.raise(Exception::fault(Vector::Br)) } else { Ok(()) }
+    if index >= low {
+        let high_at = linear.wrapping_add(T::SIZE as u64);
+        let high = super::sign_extend::<T>(cpu.load::<T>(seg, high_at)?.to_u64()) as i64;
+        if index <= high {
+            return Ok(());
+        }
+    }
+    cpu.raise(Exception::fault(Vector::Br))
 }
 
 /// HLT.
