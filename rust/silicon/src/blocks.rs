@@ -14,7 +14,7 @@ use trapgate_x86::insn::Bits;
 use trapgate_x86::model::X86_64_V2;
 use trapgate_x86::op::Op;
 
-use crate::case::{Case, Outcome};
+use crate::case::{Case, Mode, Outcome};
 use crate::catalog::{Entry, Group, Verdict, catalog};
 use crate::compare::{self, Undefined};
 use crate::encode::{Form, Instance, instance, set_form};
@@ -43,7 +43,8 @@ pub struct Block {
 
 /// The encodings that blocks are made of, by group.
 fn ingredients() -> [Vec<Entry>; 3] {
-    let all: Vec<Entry> = catalog().into_iter().filter(|e| e.verdict == Verdict::Run && fits(e)).collect();
+    let all: Vec<Entry> =
+        catalog(Mode::Long).into_iter().filter(|e| e.verdict == Verdict::Run && fits(e)).collect();
     [Group::Integer, Group::Vector, Group::X87]
         .map(|group| all.iter().filter(|entry| entry.group == group).copied().collect())
 }
@@ -103,7 +104,7 @@ fn block(ingredients: &[Vec<Entry>; 3], random: &mut Random) -> Block {
     for _ in 0..400 {
         let group = if maker.random.one_in(3) { maker.random.below(3) as usize } else { lean };
         let entry = maker.random.pick(&ingredients[group]);
-        let instance = instance(entry.code, maker.random);
+        let instance = instance(entry.code, Mode::Long, maker.random);
         maker.append(instance);
         if maker.block.insns.len() == wanted {
             break;
@@ -115,8 +116,8 @@ fn block(ingredients: &[Vec<Entry>; 3], random: &mut Random) -> Block {
 impl Maker<'_> {
     /// Appends an instruction, if it is one that keeps the rules.
     fn append(&mut self, instance: Instance) -> Option<()> {
-        let Instance { mut insn, form, address32, .. } = instance;
-        if address32 || insn.has_rep_prefix() || insn.has_repne_prefix() {
+        let Instance { mut insn, form, width, .. } = instance;
+        if width != 8 || insn.has_rep_prefix() || insn.has_repne_prefix() {
             return None;
         }
         if form.is_some() {
@@ -159,7 +160,7 @@ impl Maker<'_> {
         let base = (!rip).then(|| self.random.pick(&POINTERS));
         let index = (!rip && align == 1 && self.random.one_in(3)).then_some(INDEX);
         let scale = if index.is_some() { self.random.pick(&[1, 2, 4, 8]) } else { 1 };
-        let form = Form { base, index, scale, displacement: 4, rip, address32: false };
+        let form = Form { base, index, scale, displacement: 4, rip, width: 8 };
         set_form(insn, operand, &form);
         let offset = (self.random.below(512) & !(align - 1)) as i64 - 256;
         let displacement = if rip { (self.block.case.window_at + 1024) & !63 } else { 0 };

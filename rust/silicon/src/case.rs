@@ -1,6 +1,8 @@
 //! One experiment: the state before, the code, and what became of it. Plain data, since it is shared with the child
 //! process that runs it.
 
+use trapgate_x86::insn::Bits;
+
 use crate::space::{CODE_MAX, WINDOW};
 
 /// Bytes of an FXSAVE image that hold state (SDM vol. 1, 10.5.1).
@@ -32,10 +34,59 @@ pub struct Trap {
     pub address: u64,
 }
 
+/// What the code segment says.
+#[repr(u64)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Mode {
+    /// 64-bit mode.
+    Long = 0,
+    /// Compatibility mode: 32-bit code with flat segments under a 64-bit kernel.
+    Compatibility = 1,
+}
+
+impl Mode {
+    /// Width of code and of addresses.
+    pub fn bits(self) -> u32 {
+        match self {
+            Mode::Long => 64,
+            Mode::Compatibility => 32,
+        }
+    }
+
+    /// Bytes of an address without 67.
+    pub fn address(self) -> u32 {
+        self.bits() / 8
+    }
+
+    /// As our decoder has it.
+    pub fn decoder(self) -> Bits {
+        match self {
+            Mode::Long => Bits::B64,
+            Mode::Compatibility => Bits::B32,
+        }
+    }
+
+    /// General, or vector, registers that code can name.
+    pub fn registers(self) -> u64 {
+        match self {
+            Mode::Long => 16,
+            Mode::Compatibility => 8,
+        }
+    }
+}
+
+/// Selectors as Linux has them: user code by mode, user data. The guest has the same, since programs can see them.
+pub mod selector {
+    pub const CODE64: u16 = 0x33;
+    pub const CODE32: u16 = 0x23;
+    pub const DATA: u16 = 0x2b;
+}
+
 /// What to run.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct Case {
+    pub mode: Mode,
     pub state: State,
     /// The code's first `code_len` bytes lie at `state.rip`.
     pub code: [u8; CODE_MAX],
@@ -121,8 +172,14 @@ pub mod fx {
 }
 
 impl Case {
-    pub const ZERO: Case =
-        Case { state: State::ZERO, code: [0; CODE_MAX], code_len: 0, window_at: 0, window: [0; WINDOW] };
+    pub const ZERO: Case = Case {
+        mode: Mode::Long,
+        state: State::ZERO,
+        code: [0; CODE_MAX],
+        code_len: 0,
+        window_at: 0,
+        window: [0; WINDOW],
+    };
 
     pub fn code(&self) -> &[u8] {
         &self.code[..self.code_len as usize]

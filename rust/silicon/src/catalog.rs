@@ -8,6 +8,8 @@ use iced_x86::{Code, CpuidFeature, EncodingKind, Mnemonic, OpCodeOperandKind};
 use trapgate_x86::features::Features;
 use trapgate_x86::model::X86_64_V2;
 
+use crate::case::Mode;
+
 /// Which test an encoding belongs to, and how its states are made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Group {
@@ -35,21 +37,24 @@ pub struct Entry {
     pub verdict: Verdict,
 }
 
-/// Every 64-bit encoding that the model offers.
-pub fn catalog() -> Vec<Entry> {
+/// Every encoding that the model offers in a mode.
+pub fn catalog(mode: Mode) -> Vec<Entry> {
     let host = HostFeatures::default();
     Code::values()
-        .filter(|&code| is_offered(code))
+        .filter(|&code| is_offered(code, mode))
         .map(|code| Entry { code, group: group(code), verdict: verdict(code, &host) })
         .collect()
 }
 
-fn is_offered(code: Code) -> bool {
+fn is_offered(code: Code, mode: Mode) -> bool {
     let info = code.op_code();
+    let there = match mode {
+        Mode::Long => info.mode64() && info.intel_decoder64(),
+        Mode::Compatibility => info.mode32() && info.intel_decoder32() && info.compatibility_mode(),
+    };
     info.is_instruction()
         && info.encoding() == EncodingKind::Legacy
-        && info.mode64()
-        && info.intel_decoder64()
+        && there
         && info.mnemonic() != Mnemonic::INVALID
         && code.cpuid_features().iter().all(|&feature| model_has(feature))
 }
@@ -182,12 +187,10 @@ fn reason(code: Code) -> Option<&'static str> {
     Some(match code.mnemonic() {
         Sgdt | Sidt | Sldt | Str | Smsw => "kernels with UMIP fake it",
         Lar | Lsl | Verr | Verw => "shows the host's descriptor tables",
-        Lss | Lfs | Lgs => "loads a segment register",
+        Lss | Lfs | Lgs | Lds | Les => "loads a segment register",
         Mov | Pop if loads_segment() => "loads a segment register",
         Retf | Iret | Iretd | Iretq => "far transfer through the host's descriptor tables",
-        Call | Jmp if info.memory_size() != iced_x86::MemorySize::Unknown && is_far(code) => {
-            "far transfer through the host's descriptor tables"
-        }
+        Call | Jmp if is_far(code) => "far transfer through the host's descriptor tables",
         Int | Int1 => "goes through the host's interrupt table",
         Syscall | Sysenter => "system call",
         Wrfsbase | Wrgsbase => "loads a segment base",
@@ -199,15 +202,9 @@ fn reason(code: Code) -> Option<&'static str> {
 }
 
 fn is_far(code: Code) -> bool {
-    matches!(
-        code,
-        Code::Call_m1616
-            | Code::Call_m1632
-            | Code::Call_m1664
-            | Code::Jmp_m1616
-            | Code::Jmp_m1632
-            | Code::Jmp_m1664
-    )
+    let info = code.op_code();
+    let pointer = matches!(info.op_kind(0), OpCodeOperandKind::farbr2_2 | OpCodeOperandKind::farbr4_2);
+    pointer || info.instruction_string().contains(" m16:")
 }
 
 #[cfg(test)]
@@ -218,16 +215,21 @@ mod tests {
 
     #[test]
     fn the_catalogue_is_the_models() {
-        let codes: BTreeSet<_> = catalog().iter().map(|entry| entry.code as u32).collect();
+        let codes: BTreeSet<_> = catalog(Mode::Long).iter().map(|entry| entry.code as u32).collect();
         let has = |code: Code| codes.contains(&(code as u32));
         assert!(has(Code::Add_rm8_r8) && has(Code::Aesenc_xmm_xmmm128) && has(Code::Popcnt_r64_rm64));
         assert!(!has(Code::Tzcnt_r64_rm64), "BMI1 is not offered");
-        assert!(!has(Code::Daa) && !has(Code::VEX_Vaddps_xmm_xmm_xmmm128));
+        assert!(!has(Code::Daa));
+        let narrow: BTreeSet<_> =
+            catalog(Mode::Compatibility).iter().map(|entry| entry.code as u32).collect();
+        assert!(narrow.contains(&(Code::Daa as u32)) && !narrow.contains(&(Code::Add_rm64_r64 as u32)));
+        assert!(!has(Code::VEX_Vaddps_xmm_xmm_xmmm128));
     }
 
     #[test]
     fn what_would_act_on_the_host_is_not_run() {
-        for entry in catalog().iter().filter(|entry| entry.verdict == Verdict::Run) {
+        let all = [catalog(Mode::Long), catalog(Mode::Compatibility)].concat();
+        for entry in all.iter().filter(|entry| entry.verdict == Verdict::Run) {
             let info = entry.code.op_code();
             assert!(!info.is_privileged() && !info.is_input_output(), "{:?}", entry.code);
             use Mnemonic::*;

@@ -7,10 +7,9 @@ use iced_x86::{Code, Instruction, Mnemonic, OpKind};
 use trapgate_x86::decode::decode;
 use trapgate_x86::exception::Vector;
 use trapgate_x86::flags::{FlagUse, flag_use};
-use trapgate_x86::insn::Bits;
 use trapgate_x86::model::X86_64_V2;
 
-use crate::case::{Case, Outcome, State, fx};
+use crate::case::{Case, Mode, Outcome, RSP, State, fx};
 use crate::space::PAGE;
 use crate::values::flag;
 
@@ -30,6 +29,8 @@ pub struct Undefined {
     /// A fault of an instruction that accesses memory in several steps: which bytes have been written, and which of
     /// the operand's addresses is reported.
     pub steps: bool,
+    /// A fault of POPA: the registers that have been loaded already.
+    pub loads: bool,
     /// A fault of an MMX instruction: processors enter MMX before a store can fault.
     pub mmx: bool,
 }
@@ -51,7 +52,9 @@ pub fn undefined(case: &Case, insn: &Instruction, silicon: &Outcome) -> Undefine
     if faulted(case.state.rip, case.code_len, silicon) {
         return Undefined { upper: idle(case, insn, silicon), ..fault(insn) };
     }
-    let Ok(ours) = decode(case.code(), Bits::B64, &X86_64_V2.features) else { return Undefined::default() };
+    let Ok(ours) = decode(case.code(), case.mode.decoder(), &X86_64_V2.features) else {
+        return Undefined::default();
+    };
     let mut result = Undefined { flags: u64::from(flag_use(&ours).undefined), ..Undefined::default() };
     result.upper = idle(case, insn, silicon);
     use Mnemonic::*;
@@ -68,12 +71,13 @@ pub fn undefined(case: &Case, insn: &Instruction, silicon: &Outcome) -> Undefine
 pub fn fault(insn: &Instruction) -> Undefined {
     let mmx =
         (0..insn.op_count()).any(|n| insn.op_kind(n) == OpKind::Register && insn.op_register(n).is_mm());
-    Undefined { steps: in_steps(insn), mmx, ..Undefined::default() }
+    let loads = matches!(insn.mnemonic(), Mnemonic::Popa | Mnemonic::Popad);
+    Undefined { steps: in_steps(insn), loads, mmx, ..Undefined::default() }
 }
 
 fn idle(case: &Case, insn: &Instruction, silicon: &Outcome) -> bool {
     let kinds = (0..insn.op_count()).map(|n| insn.op_kind(n));
-    let narrow = |kind| matches!(kind, OpKind::MemorySegESI | OpKind::MemoryESEDI);
+    let narrow = |kind| case.mode == Mode::Long && matches!(kind, OpKind::MemorySegESI | OpKind::MemoryESEDI);
     (insn.has_rep_prefix() || insn.has_repne_prefix())
         && kinds.into_iter().any(narrow)
         && silicon.state.gpr[1] as u32 == case.state.gpr[1] as u32
@@ -84,7 +88,10 @@ fn in_steps(insn: &Instruction) -> bool {
     let environment = matches!(insn.mnemonic(), Fldenv | Frstor | Fnstenv | Fstenv | Fnsave | Fsave);
     environment
         || insn.op_code().is_save_restore()
-        || matches!(insn.mnemonic(), Maskmovq | Maskmovdqu | Fbstp | Enter)
+        || matches!(
+            insn.mnemonic(),
+            Maskmovq | Maskmovdqu | Fbstp | Enter | Pusha | Pushad | Popa | Popad | Bound
+        )
         || insn.code() == Code::Fstp_m80fp
 }
 
@@ -121,18 +128,31 @@ static POINTERS: LazyLock<bool> = LazyLock::new(|| {
 
 /// The first difference, or `None`.
 pub fn difference(case: &Case, undefined: Undefined, silicon: &Outcome, ours: &Outcome) -> Option<String> {
-    let upper = if undefined.upper { 1 << 1 | 1 << 6 | 1 << 7 } else { 0 };
+    // Compatibility mode leaves upper halves undefined, and R8 to R15 unseen.
+    let upper = match (case.mode, undefined.upper) {
+        (Mode::Compatibility, _) => u16::MAX,
+        (_, true) => 1 << 1 | 1 << 6 | 1 << 7,
+        _ => 0,
+    };
     let flags = FLAGS & !undefined.flags;
-    let (mut silicon, mut ours) = (*silicon, *ours);
+    let (silicon, mut ours) = (*silicon, *ours);
     match undefined.destination {
         Some(Destination::Register(n)) => ours.state.gpr[n] = silicon.state.gpr[n],
         Some(Destination::Memory) => ours.window = silicon.window,
         None => {}
     }
     if undefined.steps {
-        silicon.trap.address &= !(PAGE - 1);
-        ours.trap.address &= !(PAGE - 1);
+        // The page, or the next one where neither is there.
+        let page = |outcome: &Outcome| outcome.trap.address / PAGE;
+        if page(&silicon).wrapping_sub(page(&ours)) <= 1 {
+            ours.trap.address = silicon.trap.address;
+        }
         ours.window = silicon.window;
+    }
+    if undefined.loads {
+        let rsp = ours.state.gpr[RSP];
+        ours.state.gpr = silicon.state.gpr;
+        ours.state.gpr[RSP] = rsp;
     }
     if undefined.mmx {
         enter_mmx(&silicon.state, &mut ours.state);

@@ -5,6 +5,7 @@
 use iced_x86::{Code, Instruction, Mnemonic, OpCodeOperandKind as Kind, OpKind, Register};
 
 use crate::assemble;
+use crate::case::Mode;
 use crate::random::Random;
 
 /// The form of a memory operand.
@@ -14,11 +15,11 @@ pub struct Form {
     pub base: Option<usize>,
     pub index: Option<usize>,
     pub scale: u32,
-    /// Bytes of the displacement: 0, 1, 4, or 8 for the absolute addresses of MOV.
+    /// Bytes of the displacement: 0, 1, 4 for as many as the form has, or 8 for the absolute addresses of MOV.
     pub displacement: u32,
     pub rip: bool,
-    /// 67: only the low halves of the registers count.
-    pub address32: bool,
+    /// Bytes of an address: so much of the registers counts.
+    pub width: u32,
 }
 
 /// An encoding with its operands; the memory operand still without an address.
@@ -26,8 +27,8 @@ pub struct Form {
 pub struct Instance {
     pub insn: Instruction,
     pub form: Option<Form>,
-    /// 67, whatever the operands are.
-    pub address32: bool,
+    /// Bytes of an address, for operands that no form names as well.
+    pub width: u32,
     /// A prefix to put before the instruction if it has no effect there.
     pub prefix: Option<u8>,
 }
@@ -45,28 +46,28 @@ fn gpr(size: usize, n: usize) -> Register {
 }
 
 /// Chooses the operands of an encoding.
-pub fn instance(code: Code, random: &mut Random) -> Instance {
+pub fn instance(code: Code, mode: Mode, random: &mut Random) -> Instance {
     let info = code.op_code();
     let mut insn = Instruction::default();
     insn.set_code(code);
     // A third of the instances uses few registers, so that they coincide.
     let few = random.one_in(3);
-    let address32 = random.one_in(8);
+    let width = mode.address() / if random.one_in(8) { 2 } else { 1 };
     let mut form = None;
-    let register = |random: &mut Random| -> usize { random.below(if few { 3 } else { 16 }) as usize };
+    let register = |random: &mut Random| random.below(if few { 3 } else { mode.registers() }) as usize;
     for (n, &kind) in info.op_kinds().iter().enumerate() {
         let n = n as u32;
         let memory = form_allowed(kind) && (register_of(kind).is_none() || random.one_in(2));
         if memory {
-            let chosen = memory_form(kind, code, address32, random, register);
+            let chosen = memory_form(kind, code, (mode, width), random, register);
             set_form(&mut insn, n, &chosen);
             form = Some(chosen);
         } else if let Some(choose) = register_of(kind) {
             insn.set_op_kind(n, OpKind::Register);
             let number = register(random);
-            insn.set_op_register(n, choose(random, number));
+            insn.set_op_register(n, choose(random, number, mode));
         } else {
-            other(&mut insn, n, kind, address32, random);
+            other(&mut insn, n, kind, width, random);
         }
     }
     let in_memory = form.is_some();
@@ -81,26 +82,27 @@ pub fn instance(code: Code, random: &mut Random) -> Instance {
         },
         _ => {}
     }
-    Instance { insn, form, address32, prefix: assemble::prefix(random) }
+    Instance { insn, form, width, prefix: assemble::prefix(random) }
 }
 
-type Choose = fn(&mut Random, usize) -> Register;
+type Choose = fn(&mut Random, usize, Mode) -> Register;
 
 /// How to name a register for an operand that is one or may be one.
 fn register_of(kind: Kind) -> Option<Choose> {
     Some(match kind {
-        Kind::r8_or_mem | Kind::r8_reg | Kind::r8_opcode => |random, n| {
-            // Half of the registers that could be a high byte are.
-            if n < 4 && random.one_in(2) { Register::AH + n as u32 } else { gpr(1, n) }
+        Kind::r8_or_mem | Kind::r8_reg | Kind::r8_opcode => |random, n, mode| {
+            // Half of the registers that could be a high byte are; without REX the numbers from 4 on are.
+            let high = if n < 4 { random.one_in(2) } else { mode == Mode::Compatibility };
+            if high { Register::AH + (n as u32 & 3) } else { gpr(1, n) }
         },
-        Kind::r16_or_mem | Kind::r16_reg | Kind::r16_rm | Kind::r16_opcode => |_, n| gpr(2, n),
-        Kind::r32_or_mem | Kind::r32_reg | Kind::r32_rm | Kind::r32_opcode => |_, n| gpr(4, n),
-        Kind::r64_or_mem | Kind::r64_reg | Kind::r64_rm | Kind::r64_opcode => |_, n| gpr(8, n),
-        Kind::mm_or_mem | Kind::mm_reg | Kind::mm_rm => |_, n| Register::MM0 + (n as u32 & 7),
-        Kind::xmm_or_mem | Kind::xmm_reg | Kind::xmm_rm => |_, n| Register::XMM0 + n as u32,
-        Kind::sti_opcode => |_, n| Register::ST0 + (n as u32 & 7),
+        Kind::r16_or_mem | Kind::r16_reg | Kind::r16_rm | Kind::r16_opcode => |_, n, _| gpr(2, n),
+        Kind::r32_or_mem | Kind::r32_reg | Kind::r32_rm | Kind::r32_opcode => |_, n, _| gpr(4, n),
+        Kind::r64_or_mem | Kind::r64_reg | Kind::r64_rm | Kind::r64_opcode => |_, n, _| gpr(8, n),
+        Kind::mm_or_mem | Kind::mm_reg | Kind::mm_rm => |_, n, _| Register::MM0 + (n as u32 & 7),
+        Kind::xmm_or_mem | Kind::xmm_reg | Kind::xmm_rm => |_, n, _| Register::XMM0 + n as u32,
+        Kind::sti_opcode => |_, n, _| Register::ST0 + (n as u32 & 7),
         // Only stored: loads are not run.
-        Kind::seg_reg => |random, _| Register::ES + random.below(6) as u32,
+        Kind::seg_reg => |random, _, _| Register::ES + random.below(6) as u32,
         _ => return None,
     })
 }
@@ -122,14 +124,18 @@ fn form_allowed(kind: Kind) -> bool {
 fn memory_form(
     kind: Kind,
     code: Code,
-    address32: bool,
+    (mode, width): (Mode, u32),
     random: &mut Random,
     register: impl Fn(&mut Random) -> usize,
 ) -> Form {
-    let mut form = Form { base: None, index: None, scale: 1, displacement: 4, rip: false, address32 };
+    let long = mode == Mode::Long;
+    let mut form = Form { base: None, index: None, scale: 1, displacement: 4, rip: false, width };
     if kind == Kind::mem_offs {
-        form.displacement = if address32 { 4 } else { 8 };
+        form.displacement = 8;
         return form;
+    }
+    if width == 2 {
+        return form16(form, random);
     }
     // A base; base and index; index only; RIP-relative; absolute.
     let shape = random.below(12);
@@ -142,7 +148,7 @@ fn memory_form(
         form.scale = random.pick(&[1, 2, 4, 8]);
         form.scale = if form.index.is_none() { 1 } else { form.scale };
     }
-    form.rip = shape == 10;
+    form.rip = shape == 10 && long;
     // What is pushed to is RSP; only a displacement can then lead anywhere.
     if form.base == Some(4) && code.op_code().is_stack_instruction() {
         form.displacement = 4;
@@ -152,21 +158,39 @@ fn memory_form(
     form
 }
 
+/// One of the eight forms of 16-bit addresses (SDM vol. 2, table 2-1).
+fn form16(form: Form, random: &mut Random) -> Form {
+    const BX: Option<usize> = Some(3);
+    const BP: Option<usize> = Some(5);
+    const SI: Option<usize> = Some(6);
+    const DI: Option<usize> = Some(7);
+    let forms = [
+        (BX, SI),
+        (BX, DI),
+        (BP, SI),
+        (BP, DI),
+        (SI, None),
+        (DI, None),
+        (BP, None),
+        (BX, None),
+        (None, None),
+    ];
+    let (base, index) = random.pick(&forms);
+    Form { base, index, displacement: if base.is_some() { random.pick(&[0, 1, 4]) } else { 4 }, ..form }
+}
+
 pub(crate) fn set_form(insn: &mut Instruction, operand: u32, form: &Form) {
     insn.set_op_kind(operand, OpKind::Memory);
-    let size = if form.address32 { 4 } else { 8 };
-    let rip = if form.address32 { Register::EIP } else { Register::RIP };
+    let size = form.width as usize;
+    let rip = if size == 4 { Register::EIP } else { Register::RIP };
     let base = form.base.map_or(Register::None, |n| gpr(size, n));
     insn.set_memory_base(if form.rip { rip } else { base });
     insn.set_memory_index(form.index.map_or(Register::None, |n| gpr(size, n)));
     insn.set_memory_index_scale(form.scale);
-    let absolute = form.base.is_none() && form.displacement == 4;
-    let size = if absolute && !form.address32 { 8 } else { form.displacement };
-    insn.set_memory_displ_size(size);
 }
 
 /// Operands that are neither chosen registers nor ModRM memory.
-fn other(insn: &mut Instruction, n: u32, kind: Kind, address32: bool, random: &mut Random) {
+fn other(insn: &mut Instruction, n: u32, kind: Kind, width: u32, random: &mut Random) {
     let fixed = match kind {
         Kind::al => Register::AL,
         Kind::cl => Register::CL,
@@ -188,7 +212,7 @@ fn other(insn: &mut Instruction, n: u32, kind: Kind, address32: bool, random: &m
         insn.set_op_register(n, fixed);
         return;
     }
-    let wide = |long: OpKind, short: OpKind| if address32 { short } else { long };
+    let by_width = |kinds: [OpKind; 3]| kinds[width.trailing_zeros() as usize - 1];
     let op_kind = match kind {
         Kind::imm8 if n > 0 && insn.mnemonic() == Mnemonic::Enter => OpKind::Immediate8_2nd,
         Kind::imm8 | Kind::imm8_const_1 => OpKind::Immediate8,
@@ -200,19 +224,21 @@ fn other(insn: &mut Instruction, n: u32, kind: Kind, address32: bool, random: &m
         Kind::imm32sex64 => OpKind::Immediate32to64,
         Kind::imm64 => OpKind::Immediate64,
         Kind::br64_1 | Kind::br64_4 => OpKind::NearBranch64,
-        Kind::seg_rSI => wide(OpKind::MemorySegRSI, OpKind::MemorySegESI),
-        Kind::es_rDI => wide(OpKind::MemoryESRDI, OpKind::MemoryESEDI),
-        Kind::seg_rDI => wide(OpKind::MemorySegRDI, OpKind::MemorySegEDI),
+        Kind::br32_1 | Kind::br32_4 => OpKind::NearBranch32,
+        Kind::br16_1 | Kind::br16_2 => OpKind::NearBranch16,
+        Kind::seg_rSI => by_width([OpKind::MemorySegSI, OpKind::MemorySegESI, OpKind::MemorySegRSI]),
+        Kind::es_rDI => by_width([OpKind::MemoryESDI, OpKind::MemoryESEDI, OpKind::MemoryESRDI]),
+        Kind::seg_rDI => by_width([OpKind::MemorySegDI, OpKind::MemorySegEDI, OpKind::MemorySegRDI]),
         Kind::seg_rBX_al => {
             insn.set_op_kind(n, OpKind::Memory);
-            insn.set_memory_base(if address32 { Register::EBX } else { Register::RBX });
+            insn.set_memory_base(gpr(width as usize, 3));
             insn.set_memory_index(Register::AL);
             return;
         }
         _ => unreachable!("an operand kind that no encoding of the model has: {kind:?}"),
     };
     insn.set_op_kind(n, op_kind);
-    if !matches!(kind, Kind::br64_1 | Kind::br64_4 | Kind::seg_rSI | Kind::es_rDI | Kind::seg_rDI) {
+    if insn.try_immediate(n).is_ok() {
         let value = random.integer();
         insn.set_immediate_u64(n, if kind == Kind::imm8_const_1 { 1 } else { value });
     }

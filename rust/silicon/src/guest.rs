@@ -13,7 +13,7 @@ use trapgate_x86::insn::Seg;
 use trapgate_x86::model::{Topology, X86_64_V2};
 use trapgate_x86::regs::{cr0, cr4, efer, xcr0};
 
-use crate::case::{Case, FX, Outcome, RSP, State, end, fx};
+use crate::case::{Case, FX, Mode, Outcome, RSP, State, end, fx, selector};
 use crate::space::{self, BACKGROUND, CODE, FILL, HIGH, LOW, PAGE, WINDOW};
 
 /// Where the guest's own tables are mapped: the first pages of memory, for the supervisor.
@@ -34,10 +34,8 @@ const HIGH_PAGES: u64 = 0x1_4000;
 const TABLES: u64 = 0x2_0000;
 const MEMORY: u64 = 0x4_0000;
 
-/// Selectors as Linux has them, so that what shows them is equal.
+/// Selectors of the supervisor, as Linux has them as well.
 const KERNEL_CS: u16 = 0x10;
-const USER_CS: u16 = 0x33;
-const USER_SS: u16 = 0x2b;
 const TSS_SELECTOR: u16 = 0x40;
 
 /// Instructions, REP iterations included, after which a case counts as hung.
@@ -151,8 +149,9 @@ impl Guest {
         }
         for (selector, descriptor) in [
             (KERNEL_CS, 0x00af_9b00_0000_ffff),
-            (USER_SS, 0x00cf_f300_0000_ffff),
-            (USER_CS, 0x00af_fb00_0000_ffff),
+            (selector::DATA, 0x00cf_f300_0000_ffff),
+            (selector::CODE64, 0x00af_fb00_0000_ffff),
+            (selector::CODE32, 0x00cf_fb00_0000_ffff),
         ] {
             self.write_u64(GDT + u64::from(selector & !7), descriptor);
         }
@@ -235,9 +234,14 @@ impl Guest {
         cpu.regs[..16].copy_from_slice(&case.state.gpr);
         cpu.rip = case.state.rip;
         let null = Segment { selector: 0, base: 0, limit: 0, access: 0 };
-        cpu.seg = [null; 6];
-        cpu.seg[Seg::Cs as usize] = Segment { selector: USER_CS, base: 0, limit: u32::MAX, access: 0xa0fb };
-        cpu.seg[Seg::Ss as usize] = Segment { selector: USER_SS, base: 0, limit: u32::MAX, access: 0xc0f3 };
+        let flat = |selector, access| Segment { selector, base: 0, limit: u32::MAX, access };
+        let data = flat(selector::DATA, 0xc0f3);
+        let code = match case.mode {
+            Mode::Long => flat(selector::CODE64, 0xa0fb),
+            Mode::Compatibility => flat(selector::CODE32, 0xc0fb),
+        };
+        // ES, CS, SS, DS, FS, GS.
+        cpu.seg = [data, code, data, data, null, null];
         cpu.seg[Seg::Fs as usize].base = self.fs_base;
         cpu.cpl = 3;
         cpu.cr2 = 0;

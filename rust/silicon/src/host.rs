@@ -13,7 +13,7 @@ use std::mem::{MaybeUninit, size_of};
 use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering};
 
-use crate::case::{Case, FX, Outcome, end};
+use crate::case::{Case, FX, Mode, Outcome, end, selector};
 use crate::space::{self, CODE, FILL, HIGH, LOW, PAGE, REGION, WINDOW};
 
 /// Cases of one fork.
@@ -161,6 +161,9 @@ unsafe fn child(shared: *mut Shared) -> ! {
     }
     let stack = map(0, STACK as u64, read_write, libc::MAP_PRIVATE);
     require(stack != libc::MAP_FAILED, 5);
+    // 64-bit code does not use DS and ES, and finds them null; 32-bit code needs them.
+    // SAFETY: the kernel has a flat data segment there, and 64-bit code does not look at its base.
+    unsafe { asm!("mov ds, {data:x}", "mov es, {data:x}", data = in(reg) selector::DATA) };
     // SAFETY: plain calls on local structures; the handler has the signature that SA_SIGINFO asks for.
     unsafe {
         let alternate = libc::stack_t { ss_sp: stack, ss_flags: 0, ss_size: STACK };
@@ -275,6 +278,9 @@ unsafe fn start(case: &Case, context: &mut libc::ucontext_t) {
     }
     gregs[libc::REG_RIP as usize] = case.state.rip as i64;
     gregs[libc::REG_EFL as usize] = case.state.rflags as i64;
+    let code = if case.mode == Mode::Long { selector::CODE64 } else { selector::CODE32 };
+    // CS is the low word; GS, FS and SS beside it stay.
+    gregs[libc::REG_CSGSFS as usize] = gregs[libc::REG_CSGSFS as usize] & !0xffff | i64::from(code);
     let image = context.uc_mcontext.fpregs.cast::<u8>();
     // SAFETY: the image is 512 bytes, and where the magic says so an XSAVE header follows; code and window lie in
     // writable scratch pages. The bits of NT and ID are the only ones that the kernel does not take from the frame.

@@ -3,7 +3,7 @@
 //! flag, byte by byte. See `docs/testing-silicon.md`.
 //!
 //! [`host`] runs a [`case::Case`] on the processor, [`guest`] on the engine; [`catalog`] lists the encodings of the model
-//! and what is not run; [`encode`], [`prepare`], `values` and [`assemble`] make cases of them; [`compare`] knows what is defined;
+//! and what is not run; [`encode`], [`prepare`], `solve`, `values` and [`assemble`] make cases of them; [`compare`] knows what is defined;
 //! [`suite`] puts these together, [`blocks`] runs several instructions at once, and
 //! [`report`] says what was covered.
 #![cfg(all(target_arch = "x86_64", target_os = "linux"))]
@@ -19,6 +19,7 @@ pub mod host;
 pub mod prepare;
 pub mod random;
 pub mod report;
+mod solve;
 pub mod space;
 pub mod suite;
 mod values;

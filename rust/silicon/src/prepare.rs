@@ -4,7 +4,7 @@
 use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 
 use crate::assemble::assemble;
-use crate::case::{Case, RSP, fx};
+use crate::case::{Case, Mode, RSP, fx};
 use crate::catalog::Entry;
 use crate::encode::{Form, Instance, instance};
 use crate::random::Random;
@@ -51,7 +51,7 @@ pub struct Prepared {
 
 /// Ways to memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Access {
+pub(crate) enum Access {
     Operand,
     Stack,
     /// rSI.
@@ -63,12 +63,12 @@ enum Access {
 }
 
 const RAX: usize = 0;
-const RCX: usize = 1;
+pub(crate) const RCX: usize = 1;
 const RDX: usize = 2;
-const RBX: usize = 3;
+pub(crate) const RBX: usize = 3;
 const RBP: usize = 5;
-const RSI: usize = 6;
-const RDI: usize = 7;
+pub(crate) const RSI: usize = 6;
+pub(crate) const RDI: usize = 7;
 
 /// A case in the making.
 pub(crate) struct Maker<'a> {
@@ -76,21 +76,23 @@ pub(crate) struct Maker<'a> {
     pub case: Case,
     pub insn: Instruction,
     pub form: Option<Form>,
+    /// Bytes of an address.
+    pub width: u32,
     /// Base of the data region.
     region: u64,
     kind: Kind,
     /// The access that `kind` is about.
     victim: Option<Access>,
     /// Registers whose values are settled.
-    pinned: u16,
+    pub pinned: u16,
     /// Where the ModRM operand is.
     pub target: u64,
 }
 
 /// Makes a case of an encoding; `None` when the random choices do not fit together.
-pub fn prepare(entry: &Entry, kind: Kind, random: &mut Random) -> Option<Prepared> {
-    let Instance { insn, form, address32, prefix } = instance(entry.code, random);
-    let reaches_high = !address32 && form.is_none_or(|form| form.base.is_some() || form.displacement == 8);
+pub fn prepare(entry: &Entry, mode: Mode, kind: Kind, random: &mut Random) -> Option<Prepared> {
+    let Instance { insn, form, width, prefix } = instance(entry.code, mode, random);
+    let reaches_high = width == 8 && form.is_none_or(|form| form.base.is_some() || form.displacement == 8);
     let region = if reaches_high && random.one_in(2) { HIGH } else { LOW };
     let accesses = accesses(&insn, form.is_some());
     let kind = match kind {
@@ -101,7 +103,7 @@ pub fn prepare(entry: &Entry, kind: Kind, random: &mut Random) -> Option<Prepare
     };
     let about_code = matches!(kind, Kind::Normal | Kind::CodeEnd | Kind::CodeCross);
     let victim = (!about_code).then(|| random.pick(&accesses));
-    let mut case = Case::ZERO;
+    let mut case = Case { mode, ..Case::ZERO };
     let span = WRITABLE - WINDOW as u64;
     let anywhere = 8 * random.below(span / 8);
     case.window_at = region
@@ -114,13 +116,15 @@ pub fn prepare(entry: &Entry, kind: Kind, random: &mut Random) -> Option<Prepare
     random.fill(&mut case.window);
     values::state(&mut case.state, random, entry.group);
     case.state.rip = CODE + 0x800 + random.below(64);
-    let mut maker = Maker { random, case, insn, form, region, kind, victim, pinned: 0, target: 0 };
+    let mut maker = Maker { random, case, insn, form, width, region, kind, victim, pinned: 0, target: 0 };
+    maker.cut_registers();
     for &access in &accesses {
         maker.place(access);
     }
     maker.before();
-    maker.solve(address32)?;
+    maker.solve()?;
     values::operands(&mut maker, entry.group);
+    maker.cut_registers();
     // An undocumented form of FSTP, which copies empty registers with their tags: only what it shares is compared.
     let top = maker.case.state.fsw() >> 11 & 7;
     if maker.insn.mnemonic() == Mnemonic::Fstpnce && maker.case.state.fx[fx::FTW] >> top & 1 == 0 {
@@ -131,7 +135,7 @@ pub fn prepare(entry: &Entry, kind: Kind, random: &mut Random) -> Option<Prepare
 }
 
 /// How an instruction reaches memory.
-fn accesses(insn: &Instruction, operand: bool) -> Vec<Access> {
+pub(crate) fn accesses(insn: &Instruction, operand: bool) -> Vec<Access> {
     use Mnemonic::*;
     let mut list = Vec::new();
     let silent = |m: Mnemonic| {
@@ -143,9 +147,10 @@ fn accesses(insn: &Instruction, operand: bool) -> Vec<Access> {
     let kinds = (0..insn.op_count()).map(|n| insn.op_kind(n));
     for kind in kinds {
         match kind {
-            OpKind::MemorySegRSI | OpKind::MemorySegESI => list.push(Access::Source),
-            OpKind::MemoryESRDI | OpKind::MemoryESEDI | OpKind::MemorySegRDI | OpKind::MemorySegEDI => {
-                list.push(Access::Destination);
+            OpKind::MemorySegRSI | OpKind::MemorySegESI | OpKind::MemorySegSI => list.push(Access::Source),
+            OpKind::MemoryESRDI | OpKind::MemoryESEDI | OpKind::MemoryESDI => list.push(Access::Destination),
+            OpKind::MemorySegRDI | OpKind::MemorySegEDI | OpKind::MemorySegDI => {
+                list.push(Access::Destination)
             }
             _ => {}
         }
@@ -174,6 +179,10 @@ impl Maker<'_> {
     fn address(&mut self, access: Access, size: u64, margin: u64) -> u64 {
         let kind = if self.victim == Some(access) { self.kind } else { Kind::Normal };
         let random = &mut *self.random;
+        if self.width == 2 && access != Access::Stack {
+            // No memory can be had there; the fault tells the address.
+            return random.below(0x1_0000 - size);
+        }
         match kind {
             Kind::Hole => {
                 self.region.wrapping_add(random.pick(&[WRITABLE, (2 * PAGE).wrapping_neg()]))
@@ -245,6 +254,15 @@ impl Maker<'_> {
         self.pinned |= 1 << n;
     }
 
+    /// Outside 64-bit mode registers have 32 bits.
+    fn cut_registers(&mut self) {
+        if self.case.mode == Mode::Compatibility {
+            for value in &mut self.case.state.gpr {
+                *value &= u64::from(u32::MAX);
+            }
+        }
+    }
+
     /// Values that addresses depend on or that the address must not spoil.
     fn before(&mut self) {
         use Mnemonic::*;
@@ -255,7 +273,7 @@ impl Maker<'_> {
                 gpr[RCX] =
                     gpr[RCX] & !0xff | if self.random.one_in(2) { count } else { self.random.below(256) };
             }
-            Loop | Loope | Loopne | Jecxz | Jrcxz => {
+            Loop | Loope | Loopne | Jcxz | Jecxz | Jrcxz => {
                 gpr[RCX] = self.random.pick(&[0, 1, 2, 1 << 32, 1 << 32 | 1, u64::MAX, gpr[RCX]]);
             }
             Bt | Bts | Btr | Btc if self.insn.op1_kind() == OpKind::Register && self.form.is_some() => {
@@ -278,7 +296,7 @@ impl Maker<'_> {
                 gpr[RDX] = 0;
                 self.pinned |= 1 << RAX | 1 << RDX;
             }
-            Maskmovq | Maskmovdqu if self.victim.is_some() => {
+            Maskmovq | Maskmovdqu if self.victim.is_some() || self.width == 2 => {
                 // Whether bytes that are masked out can fault is left to implementations: none is.
                 let mask = self.insn.op2_register().number();
                 let xmm = self.insn.op2_register().is_xmm();
@@ -304,116 +322,6 @@ impl Maker<'_> {
     /// The place in the stack, and so in the image, of a physical register.
     fn st_of_mmx(&self, n: usize) -> usize {
         n.wrapping_sub(usize::from(self.case.state.fsw() >> 11)) & 7
-    }
-
-    /// Makes the ModRM operand's address what it is to be, by a register's value or the displacement.
-    fn solve(&mut self, address32: bool) -> Option<()> {
-        let mask = if address32 { u64::from(u32::MAX) } else { u64::MAX };
-        let noise = if address32 { self.random.bits() & !mask } else { 0 };
-        for n in [RSI, RDI, RBX, RCX] {
-            let string = self.insn.is_string_instruction();
-            let used = self.pinned >> n & 1 != 0
-                && (string || self.insn.mnemonic() == Mnemonic::Xlatb || self.form.is_none());
-            if address32 && (used || string && n == RCX) {
-                self.case.state.gpr[n] = self.case.state.gpr[n] & mask | noise;
-            }
-        }
-        let Some(form) = self.form else { return Some(()) };
-        if !accesses(&self.insn, true).contains(&Access::Operand) {
-            let anywhere = form.base.is_some() || form.index.is_some();
-            self.target =
-                if anywhere && !address32 { self.random.integer() } else { LOW + self.random.below(PAGE) };
-        }
-        let target = self.target & mask;
-        let gpr = &mut self.case.state.gpr;
-        let scale = u64::from(form.scale);
-        let fixed = |n: usize| self.pinned >> n & 1 != 0;
-        let displacement = match (form.base, form.index) {
-            (None, None) => target,
-            (Some(base), Some(index)) if base == index => {
-                if fixed(base) {
-                    return None;
-                }
-                gpr[base] = (target / (1 + scale)) | noise;
-                target % (1 + scale)
-            }
-            (Some(base), index) if fixed(base) => {
-                let index = index.map_or(0, |n| gpr[n].wrapping_mul(scale));
-                target.wrapping_sub(gpr[base]).wrapping_sub(index)
-            }
-            (Some(base), index) => {
-                let displacement = match form.displacement {
-                    0 => 0,
-                    1 => self.random.bits() as i8 as u64,
-                    _ => self.random.integer() as i32 as u64,
-                };
-                let index = index.map_or(0, |n| gpr[n].wrapping_mul(scale));
-                gpr[base] = target.wrapping_sub(index).wrapping_sub(displacement) & mask | noise;
-                displacement
-            }
-            (None, Some(index)) if fixed(index) => target.wrapping_sub(gpr[index].wrapping_mul(scale)),
-            (None, Some(index)) => {
-                let displacement = self.random.bits() as i8 as u64;
-                let value = (target.wrapping_sub(displacement) & mask) / scale;
-                gpr[index] = value | noise;
-                target.wrapping_sub(value.wrapping_mul(scale))
-            }
-        };
-        let displacement = if address32 { displacement as i32 as u64 } else { displacement };
-        let absolute = form.base.is_none() && form.index.is_none();
-        if !absolute && displacement as i32 as u64 != displacement {
-            return None;
-        }
-        let size = match form.displacement {
-            0 if displacement == 0 => 0,
-            0 | 1 if displacement as i8 as u64 == displacement => 1,
-            _ if address32 => 4,
-            _ => 8,
-        };
-        self.insn.set_memory_displ_size(size);
-        self.insn.set_memory_displacement64(if address32 { displacement & mask } else { displacement });
-        Some(())
-    }
-
-    /// Gives branches a target: mostly in the code page, where an INT3 waits.
-    fn branch(&mut self) {
-        use Mnemonic::*;
-        let is_near = (0..self.insn.op_count()).any(|n| self.insn.op_kind(n) == OpKind::NearBranch64);
-        if is_near {
-            let short = self.insn.op_code().op_kind(0) == iced_x86::OpCodeOperandKind::br64_1;
-            let target = self.code_target(short);
-            self.insn.set_near_branch64(target);
-            return;
-        }
-        match self.insn.mnemonic() {
-            Jmp | Call => {
-                let target = self.code_target(false);
-                self.set_operand(0, target);
-            }
-            Ret => {
-                let target = self.code_target(false);
-                let at = self.case.state.gpr[RSP];
-                self.poke(at, &target.to_le_bytes());
-            }
-            _ => {}
-        }
-    }
-
-    fn code_target(&mut self, short: bool) -> u64 {
-        let rip = self.case.state.rip;
-        if short {
-            return rip
-                .wrapping_add(self.random.pick(&[16, 60, 100]) + self.random.below(20))
-                .wrapping_sub(self.random.pick(&[0, 0, 140]));
-        }
-        let indirect = !(0..self.insn.op_count()).any(|n| self.insn.op_kind(n) == OpKind::NearBranch64);
-        match self.random.below(12) {
-            0 => CODE + PAGE + self.random.below(PAGE),
-            1 => LOW + self.random.below(WRITABLE),
-            2 if indirect => self.random.pick(&[1 << 47, 1 << 63, 0x7fff_ffff_ffff_ffff]),
-            3..=6 => CODE + self.random.below(0x700),
-            _ => CODE + 0x900 + self.random.below(0x6f0),
-        }
     }
 
     /// Writes to the window what lies inside it.
@@ -476,7 +384,8 @@ impl Maker<'_> {
     }
 
     fn encode(mut self, prefix: Option<u8>) -> Option<Prepared> {
-        let mut bytes = assemble(&self.insn, self.case.state.rip, prefix)?;
+        let bits = self.case.mode.bits();
+        let mut bytes = assemble(&self.insn, self.case.state.rip, prefix, bits)?;
         let len = bytes.len() as u64;
         let rip = match self.kind {
             Kind::CodeEnd => CODE + PAGE - len,
@@ -486,7 +395,7 @@ impl Maker<'_> {
         if rip != self.case.state.rip {
             self.case.state.rip = rip;
             self.branch();
-            bytes = assemble(&self.insn, rip, prefix)?;
+            bytes = assemble(&self.insn, rip, prefix, bits)?;
         }
         if bytes.len() > 15 {
             return None;

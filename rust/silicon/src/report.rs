@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
-use iced_x86::{Formatter, Instruction, IntelFormatter};
+use iced_x86::{Decoder, DecoderOptions, Formatter, Instruction, IntelFormatter};
 
 use crate::case::{Case, Outcome, State, fx};
 use crate::catalog::{Entry, Verdict};
@@ -131,10 +131,12 @@ pub fn field(difference: &str) -> &str {
 }
 
 /// Instructions in Intel syntax.
-pub fn text(code: &[u8], rip: u64) -> String {
+pub fn text(case: &Case) -> String {
     let mut formatter = IntelFormatter::new();
     let mut all = Vec::new();
-    for insn in &mut iced_x86::Decoder::with_ip(64, code, rip, iced_x86::DecoderOptions::NONE) {
+    let bits = case.mode.bits();
+    let mut decoder = Decoder::with_ip(bits, case.code(), case.state.rip, DecoderOptions::NONE);
+    for insn in &mut decoder {
         let mut line = String::new();
         formatter.format(&insn, &mut line);
         all.push(line);
@@ -145,7 +147,7 @@ pub fn text(code: &[u8], rip: u64) -> String {
 /// One line with which a case can be understood and run again.
 pub fn line(case: &Case, again: &str, difference: &str, silicon: &Outcome, ours: &Outcome) -> String {
     let bytes: Vec<_> = case.code().iter().map(|byte| format!("{byte:02x}")).collect();
-    let mut line = format!("{} \"{}\" {difference} |", bytes.join(" "), text(case.code(), case.state.rip));
+    let mut line = format!("{} \"{}\" {difference} |", bytes.join(" "), text(case));
     let _ = write!(line, " before: {}", state(&case.state));
     for (who, outcome) in [("silicon", silicon), ("ours", ours)] {
         let trap = &outcome.trap;

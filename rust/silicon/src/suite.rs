@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use crate::case::Case;
+use crate::case::{Case, Mode};
 use crate::catalog::{Entry, Group, Verdict, catalog};
 use crate::compare;
 use crate::guest::Guest;
@@ -64,18 +64,18 @@ pub struct Pair {
     pub guest: Guest,
 }
 
-/// Runs every encoding of a group.
-pub fn run(group: Group, plan: &Plan) -> Report {
+/// Runs every encoding of a group in a mode.
+pub fn run(mode: Mode, group: Option<Group>, plan: &Plan) -> Report {
     let mut report = Report::default();
     let mut pair = Pair::default();
     let mut batch: Vec<(Prepared, u64)> = Vec::with_capacity(BATCH);
-    for entry in catalog().iter().filter(|entry| entry.group == group) {
+    for entry in catalog(mode).iter().filter(|entry| group.is_none_or(|group| entry.group == group)) {
         report.entry(entry);
         if entry.verdict != Verdict::Run {
             continue;
         }
         for number in plan.numbers(entry) {
-            batch.push((one(entry, plan.seed, number), number));
+            batch.push((one(entry, mode, plan.seed, number), number));
             if batch.len() == BATCH {
                 compare_batch(&mut pair, &mut batch, plan, &mut report);
             }
@@ -86,11 +86,11 @@ pub fn run(group: Group, plan: &Plan) -> Report {
 }
 
 /// The case of this number: its own random numbers, so that it can be made alone.
-fn one(entry: &Entry, seed: u64, number: u64) -> Prepared {
-    let mut random = Random::fork(seed, &[entry.code as u64, number]);
+fn one(entry: &Entry, mode: Mode, seed: u64, number: u64) -> Prepared {
+    let mut random = Random::fork(seed, &[entry.code as u64 | (mode as u64) << 32, number]);
     let kind = if random.one_in(4) { random.pick(&Kind::FAULTS) } else { Kind::Normal };
     for _ in 0..1000 {
-        if let Some(prepared) = prepare(entry, kind, &mut random) {
+        if let Some(prepared) = prepare(entry, mode, kind, &mut random) {
             return prepared;
         }
     }

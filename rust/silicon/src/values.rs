@@ -162,7 +162,7 @@ fn integer(maker: &mut Maker) {
             maker.poke(at, &gpr[0].to_le_bytes()[..half as usize]);
             maker.poke(at.wrapping_add(half), &gpr[2].to_le_bytes()[..half as usize]);
         }
-        Popf | Popfq => {
+        Popf | Popfd | Popfq => {
             // TF and AC stay clear.
             let value = maker.random.bits() & !(1 << 8 | 1 << 18);
             let at = maker.case.state.gpr[RSP];
@@ -172,6 +172,14 @@ fn integer(maker: &mut Maker) {
             let (size, level) = (maker.random.below(256), maker.random.below(8));
             maker.insn.set_immediate_u64(0, size);
             maker.insn.set_immediate_u64(1, level);
+        }
+        Bound if maker.random.one_in(2) => {
+            // Bounds that most indices are within.
+            let half = maker.size() / 2;
+            let (low, high) = (1u64 << (8 * half - 1), (1u64 << (8 * half - 1)) - 1);
+            let at = maker.target;
+            maker.poke(at, &low.to_le_bytes()[..half as usize]);
+            maker.poke(at.wrapping_add(half), &high.to_le_bytes()[..half as usize]);
         }
         Bsf | Bsr | Popcnt if maker.random.one_in(6) => maker.set_operand(1, 0),
         _ => {}

@@ -5,6 +5,7 @@ mod suite {
     use std::io::Write;
 
     use trapgate_silicon::blocks;
+    use trapgate_silicon::case::Mode;
     use trapgate_silicon::catalog::Group;
     use trapgate_silicon::report::Report;
     use trapgate_silicon::suite::{Plan, run};
@@ -20,19 +21,25 @@ mod suite {
     #[test]
     fn integer_instructions_do_what_the_processor_does() {
         let plan = Plan::from_environment(300, 20_000);
-        finish("integer", &run(Group::Integer, &plan));
+        finish("integer", &run(Mode::Long, Some(Group::Integer), &plan));
     }
 
     #[test]
     fn x87_instructions_do_what_the_processor_does() {
         let plan = Plan::from_environment(600, 40_000);
-        finish("x87", &run(Group::X87, &plan));
+        finish("x87", &run(Mode::Long, Some(Group::X87), &plan));
     }
 
     #[test]
     fn mmx_and_sse_instructions_do_what_the_processor_does() {
         let plan = Plan::from_environment(300, 20_000);
-        finish("mmx and sse", &run(Group::Vector, &plan));
+        finish("mmx and sse", &run(Mode::Long, Some(Group::Vector), &plan));
+    }
+
+    #[test]
+    fn instructions_of_compatibility_mode_do_what_the_processor_does() {
+        let plan = Plan::from_environment(150, 10_000);
+        finish("compatibility mode", &run(Mode::Compatibility, None, &plan));
     }
 
     #[test]
