@@ -13,6 +13,9 @@ use crate::memory::Word;
 use crate::mmu::access::{Intent, canonical};
 use crate::state::{Descriptor, Segment, Vcpu};
 
+/// Exceptions that may follow one another in one delivery.
+const MOST_ROUNDS: u32 = 8;
+
 /// A gate of the IDT, unfolded.
 struct Gate {
     selector: u16,
@@ -35,7 +38,8 @@ impl Vcpu {
         let (mut event, mut back, first, rip) = (event, back, event.vector, self.rip);
         let mut itself = true;
         self.note(&event);
-        loop {
+        // Benign exceptions in delivery (#AC on #AC) never become a double fault: a few rounds, then it is a shutdown.
+        for _ in 0..MOST_ROUNDS {
             match self.through_gate(&event, back) {
                 Ok(()) => {
                     self.hook_event(&event, rip);
@@ -60,6 +64,7 @@ impl Vcpu {
                 None => return Err(Exit::TripleFault { rip, vector: first }),
             };
         }
+        Err(Exit::TripleFault { rip, vector: first })
     }
 
     fn hook_event(&mut self, event: &Exception, rip: u64) {

@@ -23,6 +23,9 @@ pub struct Engine {
     paranoid: bool,
 }
 
+/// Rounds of the loop without a completed instruction after which the caller gets to look around.
+const MOST_IDLE: u32 = 10_000;
+
 /// How a run of instructions inside one block ended.
 enum Step {
     Done,
@@ -58,7 +61,17 @@ impl Engine {
         let cpu = &mut self.cpu;
         cpu.recheck = true;
         cpu.attention = true;
+        // A handler that faults for ever completes no instruction: the caller must still get to look around.
+        let (mut last, mut idle) = (cpu.count, 0u32);
         loop {
+            if cpu.count != last {
+                (last, idle) = (cpu.count, 0);
+            } else {
+                idle += 1;
+                if idle > MOST_IDLE {
+                    return Exit::Budget;
+                }
+            }
             if PARANOID {
                 self.cache.distrust(cpu);
             }
