@@ -208,11 +208,8 @@ impl Cache {
             let host = host & !(PAGE - 1);
             second = Some((host, watch(cpu, host)));
             cpu.memory.read_host(host, &mut code[room..room + 15]);
-            len = decode_run(cpu, &code[..room + 15], key, self.longest, &mut uops);
-            uops.truncate(1);
-            if let Some(only) = uops.first() {
-                len = usize::from(only.next);
-            }
+            // All bytes that were looked at are kept: those of one that does not decode count as well.
+            len = decode_run(cpu, &code[..room + 15], key, 1, &mut uops);
         }
         if self.uops + uops.len() > MOST_UOPS {
             self.clear();
