@@ -6,6 +6,7 @@ use trapgate_x86::msr::debugctl;
 use trapgate_x86::regs::{dr6, dr7, rflags};
 
 use super::descriptor::selector_error;
+use super::far::Link;
 use crate::exit::{Exit, Unsupported};
 use crate::fault::{Done, Exception, Kind, Stop};
 use crate::hooks::{HookEvent, HookId, HookKind};
@@ -123,6 +124,7 @@ impl Vcpu {
             return self.raise(Exception::with_error(Vector::Np, error));
         }
         if gate.kind == 5 {
+            self.check_task(gate.selector, Link::Forward, ext)?;
             return self.unsupported(Unsupported::TaskSwitch);
         }
         let (d, cpl) = self.handler_segment(&gate, ext)?;
@@ -239,7 +241,7 @@ impl Vcpu {
 
     /// Gives a fault of this vector that was met on the way the error code that it has in a delivery: EXT, and the
     /// selector of a new stack.
-    fn name_fault(&mut self, vector: Vector, error: u32) {
+    pub(super) fn name_fault(&mut self, vector: Vector, error: u32) {
         if let Some(fault) = self.fault.as_mut().filter(|fault| fault.vector == vector as u8) {
             fault.error = Some(error);
         }

@@ -22,6 +22,7 @@ mod smoke;
 mod spaces;
 mod steps;
 mod strings;
+mod tasks;
 mod tlb;
 mod transfers;
 mod walk;
