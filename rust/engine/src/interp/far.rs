@@ -106,7 +106,11 @@ impl Vcpu {
                     if jump && !gate.code.conforming() && gate.code.dpl() != self.cpl {
                         return self.raise(Exception::gp(selector_error(gate.selector)));
                     }
-                    if self.mode.long { Ok(Target::Gate(gate)) } else { self.unsupported(Unsupported::CallGate) }
+                    if self.mode.long {
+                        Ok(Target::Gate(gate))
+                    } else {
+                        self.unsupported(Unsupported::CallGate)
+                    }
                 }
                 (1 | 5 | 9, false) => self.far_task(selector, d),
                 _ => self.raise(Exception::gp(selector_error(selector))),

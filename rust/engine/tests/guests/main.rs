@@ -4,6 +4,7 @@
 mod common;
 
 mod accesses;
+mod bounds;
 mod breakpoints;
 mod budget;
 mod delivery;

@@ -139,7 +139,13 @@ fn far_calls_and_jumps_to_tasks_are_checked_first() {
         ("a gate to nothing", 3, task_gate(0, 0xe5), FREE_TSS, Ends::Fault(13, 0)),
         ("a gate to a busy task", 3, task_gate(OTHER, 0xe5), BUSY_TSS, Ends::Fault(13, other)),
         ("a gate to no task", 3, task_gate(OTHER, 0xe5), 0x00cf_9300_0000_ffff, Ends::Fault(13, other)),
-        ("a gate to an absent task", 3, task_gate(OTHER, 0xe5), FREE_TSS & !(1 << 47), Ends::Fault(11, other)),
+        (
+            "a gate to an absent task",
+            3,
+            task_gate(OTHER, 0xe5),
+            FREE_TSS & !(1 << 47),
+            Ends::Fault(11, other),
+        ),
         // The task's own DPL does not count behind a gate.
         ("a gate to a task", 3, task_gate(OTHER, 0xe5), FREE_TSS, TASK_SWITCH),
     ];
