@@ -506,7 +506,7 @@ fn protected_gdt() -> Guest {
         g.put::<u32>(TABLES + 0x1000 + 4 * u64::from(page), page << 12 | 7);
     }
     g.put::<u32>(TABLES + 0x1000 + 4 * (GDT >> 12), GDT as u32 | 1);
-    g.put::<u32>(TABLES, TABLES as u32 + 0x1000 | 7);
+    g.put::<u32>(TABLES, (TABLES as u32 + 0x1000) | 7);
     g.cpu().cr3 = TABLES;
     g.cpu().cr0 |= cr0::PG | cr0::WP;
     g.cpu().update_mode();

@@ -10,6 +10,7 @@ mod budget;
 mod delivery;
 mod descriptors;
 mod gates;
+mod hostile;
 mod limits;
 mod pae;
 mod permissions;
