@@ -22,8 +22,10 @@ use crate::state::{NO_PAGE, Vcpu};
 const LONGEST: usize = 32;
 /// Slots of the table from linear address to block.
 const JUMPS: usize = 8192;
-/// Micro-operations kept in all before the cache is emptied: bounds its memory to some 60 MiB.
-const MOST_UOPS: usize = 500_000;
+/// Bytes that the cache may take before it is emptied, the moment included in which one of its tables grows.
+pub(crate) const BUDGET: usize = 48 << 20;
+/// What an allocator takes besides what it was asked for.
+const OVERHEAD: usize = 16;
 
 /// What a block was decoded for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -53,6 +55,11 @@ pub(crate) struct Block {
 }
 
 impl Block {
+    /// Bytes that it holds outside of the table of blocks.
+    fn storage(&self) -> usize {
+        size_of_val(&*self.uops) + size_of_val(&*self.bytes).next_multiple_of(OVERHEAD) + 2 * OVERHEAD
+    }
+
     pub fn pages(&self) -> [u64; 2] {
         [self.key.host & !(PAGE - 1), self.second.map_or(NO_PAGE, |(host, _)| host)]
     }
@@ -72,9 +79,12 @@ pub(crate) struct Cache {
     blocks: Vec<Block>,
     index: HashMap<Key, u32, BuildHasherDefault<Mix>>,
     jumps: Box<[Jump]>,
-    uops: usize,
+    /// Bytes that the blocks hold outside of the tables.
+    storage: usize,
     /// Most instructions of a block.
     longest: usize,
+    /// Where instructions are decoded to: blocks are given memory of the very size, which leaves none in pieces.
+    scratch: Vec<Uop>,
     /// Blocks decoded in all, for the statistics.
     pub decoded: u64,
 }
@@ -87,8 +97,9 @@ impl Default for Cache {
             blocks: Vec::new(),
             index: HashMap::default(),
             jumps: vec![NO_JUMP; JUMPS].into_boxed_slice(),
-            uops: 0,
+            storage: 0,
             longest: LONGEST,
+            scratch: Vec::with_capacity(LONGEST),
             decoded: 0,
         }
     }
@@ -99,11 +110,35 @@ impl Cache {
         &self.blocks[at as usize]
     }
 
+    /// Empties the cache and gives its memory back.
     fn clear(&mut self) {
-        self.blocks.clear();
-        self.index.clear();
+        self.blocks = Vec::new();
+        self.index = HashMap::default();
         self.jumps.fill(NO_JUMP);
-        self.uops = 0;
+        self.storage = 0;
+    }
+
+    /// Bytes that the cache takes.
+    pub fn bytes(&self) -> usize {
+        let tables = Self::tables(self.blocks.capacity(), self.index.capacity());
+        size_of_val(&*self.jumps) + tables + self.storage
+    }
+
+    /// Bytes of both tables with room for so many blocks and so many entries of the index: of the index's slots, whose
+    /// number is a power of two, seven of eight may be used; each has a byte of its own besides.
+    fn tables(blocks: usize, index: usize) -> usize {
+        let slots = if index == 0 { 0 } else { (index * 8).div_ceil(7).next_power_of_two().max(4) };
+        blocks * size_of::<Block>() + slots * (size_of::<(Key, u32)>() + 1)
+    }
+
+    /// Empties the cache unless one more block fits; a table that grows is there twice meanwhile.
+    fn make_room(&mut self, block: &Block) {
+        let (blocks, index) = (self.blocks.capacity(), self.index.capacity());
+        let grown = |len: usize, room: usize| if len < room { 0 } else { room + 1 };
+        let more = Self::tables(2 * grown(self.blocks.len(), blocks), grown(self.index.len(), index));
+        if self.bytes() + more + block.storage() > BUDGET {
+            self.clear();
+        }
     }
 
     /// Blocks of one instruction each, or of the usual length.
@@ -121,7 +156,7 @@ impl Cache {
         }
         self.blocks.clear();
         self.index.clear();
-        self.uops = 0;
+        self.storage = 0;
         // The change of epoch takes the table of jumps out of use as well.
         cpu.tlb.flush();
         cpu.attention = true;
@@ -199,34 +234,29 @@ impl Cache {
         let have = room.min(15 * LONGEST);
         cpu.memory.read_host(key.host, &mut code[..have]);
         let mut second = None;
-        let mut uops = Vec::with_capacity(8);
-        let mut len = decode_run(cpu, &code[..have], key, self.longest, &mut uops);
-        if uops.is_empty() {
+        self.scratch.clear();
+        let mut len = decode_run(cpu, &code[..have], key, self.longest, &mut self.scratch);
+        if self.scratch.is_empty() {
             // The first instruction goes on in the next page: a block of its own, looked up anew each time.
             let next = cpu.fetch_place(linear.wrapping_add(room as u64))?;
             let (Place::Ram(host) | Place::Rom(host)) = next else { return self.device_code(cpu, linear) };
             let host = host & !(PAGE - 1);
             second = Some((host, watch(cpu, host)));
             cpu.memory.read_host(host, &mut code[room..room + 15]);
-            len = decode_run(cpu, &code[..room + 15], key, self.longest, &mut uops);
-            uops.truncate(1);
-            if let Some(only) = uops.first() {
-                len = usize::from(only.next);
-            }
+            // All bytes that were looked at are kept: those of one that does not decode count as well.
+            len = decode_run(cpu, &code[..room + 15], key, 1, &mut self.scratch);
         }
-        if self.uops + uops.len() > MOST_UOPS {
-            self.clear();
-        }
-        self.uops += uops.len();
         self.decoded += 1;
         let bytes = code[..len].into();
         let hooked = cpu.hooks.exec && cpu.hooks.covers(HookKind::Exec, linear, linear);
-        let block =
-            Block { key, hooked, uops: uops.into_boxed_slice(), len: len as u16, state, second, bytes };
+        let uops = self.scratch.as_slice().into();
+        let block = Block { key, hooked, uops, len: len as u16, state, second, bytes };
         let direct = second.is_none();
+        self.make_room(&block);
+        self.storage += block.storage();
         if let Some(&at) = self.index.get(&key) {
             let old = std::mem::replace(&mut self.blocks[at as usize], block);
-            self.uops -= old.uops.len();
+            self.storage -= old.storage();
             return Ok((at, direct));
         }
         let at = self.blocks.len() as u32;

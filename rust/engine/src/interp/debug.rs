@@ -10,16 +10,18 @@ const WRITE: u64 = 1;
 const PORT: u64 = 2;
 
 impl Vcpu {
-    /// DR6 bits of the enabled breakpoints whose kind and range match.
+    /// DR6 bits of the enabled breakpoints whose kind and range match. Ranges go on at 0 behind the last address.
     fn breakpoints(&self, start: u64, size: u64, matches: impl Fn(u64) -> bool) -> u64 {
         let mut hit = 0;
+        let addresses = if self.mode.long { u64::MAX } else { u64::from(u32::MAX) };
         for n in 0..4 {
             if self.dr7 & dr7::enables(n) == 0 || !matches(dr7::kind(self.dr7, n)) {
                 continue;
             }
             let length = if dr7::kind(self.dr7, n) == CODE { 1 } else { dr7::length(self.dr7, n) };
             let at = self.dr[n as usize] & !(length - 1);
-            if start < at.wrapping_add(length) && at < start.wrapping_add(size) {
+            let (ahead, behind) = (at.wrapping_sub(start) & addresses, start.wrapping_sub(at) & addresses);
+            if ahead < size || behind < length {
                 hit |= 1 << n;
             }
         }

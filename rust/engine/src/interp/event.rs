@@ -6,6 +6,7 @@ use trapgate_x86::msr::debugctl;
 use trapgate_x86::regs::{dr6, dr7, rflags};
 
 use super::descriptor::selector_error;
+use super::far::Link;
 use crate::exit::{Exit, Unsupported};
 use crate::fault::{Done, Exception, Kind, Stop};
 use crate::hooks::{HookEvent, HookId, HookKind};
@@ -123,6 +124,7 @@ impl Vcpu {
             return self.raise(Exception::with_error(Vector::Np, error));
         }
         if gate.kind == 5 {
+            self.check_task(gate.selector, Link::Forward, ext)?;
             return self.unsupported(Unsupported::TaskSwitch);
         }
         let (d, cpl) = self.handler_segment(&gate, ext)?;
@@ -137,9 +139,12 @@ impl Vcpu {
         let low: u64 = self.load_as(Seg::Ds, at, Intent::SystemRead)?;
         let high: u64 =
             if self.mode.long { self.load_as(Seg::Ds, at.wrapping_add(8), Intent::SystemRead)? } else { 0 };
+        let offset = low & 0xffff | low >> 32 & 0xffff_0000 | high << 32;
+        let short = low >> 43 & 1 == 0;
         Ok(Gate {
             selector: (low >> 16) as u16,
-            offset: low & 0xffff | low >> 32 & 0xffff_0000 | high << 32,
+            // The upper half is reserved in a gate of 16-bit code.
+            offset: if short { offset & 0xffff } else { offset },
             ist: (low >> 32 & 7) as u8,
             kind: (low >> 40 & 15) as u8 | (low >> 40 & 16) as u8,
             dpl: (low >> 45 & 3) as u8,
@@ -198,8 +203,10 @@ impl Vcpu {
             frame[5] = u64::from(error);
             words = 6;
         }
+        self.mark_descriptor(gate.selector, d, 1 << 40)?;
         let mut sp = rsp & !15;
-        // The frame is written with the handler's privilege; nothing else of the processor has changed if it faults.
+        // The frame is written with the handler's privilege; nothing else of the processor has changed if it faults, and
+        // nothing can fault once it is written.
         self.cpl = cpl;
         self.user_view = cpl == 3;
         let done = frame[..words].iter().try_for_each(|word| {
@@ -212,7 +219,6 @@ impl Vcpu {
             self.name_fault(Vector::Ss, ext);
             return Err(stop);
         }
-        self.mark_descriptor(gate.selector, d, 1 << 40)?;
         self.regs[4] = sp;
         if inner {
             let access = u16::from(cpl) << 5;
@@ -230,13 +236,12 @@ impl Vcpu {
             clear |= rflags::IF;
         }
         self.flags.remove(clear);
-        let rip = if gate.kind & 8 == 0 { gate.offset & 0xffff } else { gate.offset };
-        self.enter_code(cs, rip);
+        self.enter_code(cs, gate.offset);
     }
 
     /// Gives a fault of this vector that was met on the way the error code that it has in a delivery: EXT, and the
     /// selector of a new stack.
-    fn name_fault(&mut self, vector: Vector, error: u32) {
+    pub(super) fn name_fault(&mut self, vector: Vector, error: u32) {
         if let Some(fault) = self.fault.as_mut().filter(|fault| fault.vector == vector as u8) {
             fault.error = Some(error);
         }
@@ -277,6 +282,8 @@ impl Vcpu {
         if gate.offset > u64::from(d.limit()) {
             return self.raise(Exception::gp(ext));
         }
+        // Everything but the frame that can fault comes before any change.
+        self.mark_descriptor(gate.selector, d, 1 << 40)?;
         if let Some((ss, sp)) = new_stack {
             self.cpl = cpl;
             self.seg[Seg::Ss as usize] = ss;
@@ -300,7 +307,6 @@ impl Vcpu {
             self.name_fault(Vector::Ss, stack | ext);
             return Err(stop);
         }
-        self.mark_descriptor(gate.selector, d, 1 << 40)?;
         let code = Descriptor(d.0 | 1 << 40).segment(gate.selector & !3 | u16::from(cpl));
         self.enter_handler(gate, code);
         Ok(())
@@ -343,7 +349,8 @@ impl Vcpu {
         if !d.present() {
             return self.raise(Exception::with_error(Vector::Ss, named));
         }
-        Ok((d.segment(selector), sp))
+        self.mark_descriptor(selector, d, 1 << 40)?;
+        Ok((Descriptor(d.0 | 1 << 40).segment(selector), sp))
     }
 
     /// A #DB with its reason in DR6.

@@ -44,17 +44,75 @@ impl Vcpu {
         if good { Ok(()) } else { self.protection() }
     }
 
-    /// What a far jump or call leads to.
-    fn far_target(&mut self, selector: u16) -> Done<Target> {
+    /// The checks of the TSS that come before a task switch; a fault of them is the guest's, whoever runs it (SDM vol. 3,
+    /// 7.3, and vol. 2, INT n, CALL, JMP, IRET).
+    pub(super) fn check_task(&mut self, selector: u16, link: Link, ext: u32) -> Done {
+        let named = selector_error(selector) | ext;
+        let (vector, kinds) = match link {
+            Link::Forward => (Vector::Gp, [1, 9]),
+            Link::Back => (Vector::Ts, [3, 11]),
+        };
+        // A task is in the global table.
+        if selector & !3 == 0 || selector & 4 != 0 {
+            return self.raise(Exception::with_error(vector, named));
+        }
+        let d = match self.descriptor(selector, vector) {
+            Ok(d) => d,
+            Err(stop) => {
+                self.name_fault(vector, named);
+                return Err(stop);
+            }
+        };
+        if d.is_code_or_data() || !kinds.contains(&d.kind()) {
+            return self.raise(Exception::with_error(vector, named));
+        }
+        if !d.present() {
+            return self.raise(Exception::with_error(Vector::Np, named));
+        }
+        let least = if d.kind() & 8 != 0 { 0x67 } else { 0x2b };
+        if d.limit() < least {
+            return self.raise(Exception::with_error(Vector::Ts, named));
+        }
+        Ok(())
+    }
+
+    /// CALL or JMP to a task or a task gate: what is to be found wrong before the switch, which is not done.
+    fn far_task(&mut self, selector: u16, d: Descriptor) -> Done<Target> {
+        let rpl = (selector & 3) as u8;
+        if d.dpl() < self.cpl.max(rpl) {
+            return self.raise(Exception::gp(selector_error(selector)));
+        }
+        let mut task = selector;
+        if d.kind() == 5 {
+            if !d.present() {
+                return self.raise(Exception::with_error(Vector::Np, selector_error(selector)));
+            }
+            task = (d.0 >> 16) as u16;
+        }
+        self.check_task(task, Link::Forward, 0)?;
+        self.unsupported(Unsupported::TaskSwitch)
+    }
+
+    /// What a far call or jump leads to.
+    fn far_target(&mut self, selector: u16, jump: bool) -> Done<Target> {
         if selector & !3 == 0 {
             return self.protection();
         }
         let d = self.descriptor(selector, Vector::Gp)?;
         if !d.is_code_or_data() {
             return match (d.kind(), self.mode.long) {
-                (12, true) => Ok(Target::Gate(self.call_gate(selector, d)?)),
-                (4 | 12, false) => self.unsupported(Unsupported::CallGate),
-                (1 | 5 | 9, false) => self.unsupported(Unsupported::TaskSwitch),
+                (12, true) | (4 | 12, false) => {
+                    let gate = self.call_gate(selector, d)?;
+                    if jump && !gate.code.conforming() && gate.code.dpl() != self.cpl {
+                        return self.raise(Exception::gp(selector_error(gate.selector)));
+                    }
+                    if self.mode.long {
+                        Ok(Target::Gate(gate))
+                    } else {
+                        self.unsupported(Unsupported::CallGate)
+                    }
+                }
+                (1 | 5 | 9, false) => self.far_task(selector, d),
                 _ => self.raise(Exception::gp(selector_error(selector))),
             };
         }
@@ -67,13 +125,13 @@ impl Vcpu {
         Ok(Target::Code(self.code_segment(selector, d, self.cpl)?))
     }
 
-    /// Checks a call gate of long mode and the code it leads to (SDM vol. 3, 5.8.3.1 and 5.8.4).
+    /// Checks a call gate and the code it leads to (SDM vol. 3, 5.8.3.1 and 5.8.4).
     fn call_gate(&mut self, selector: u16, gate: Descriptor) -> Done<Gate> {
         let rpl = (selector & 3) as u8;
         if gate.dpl() < self.cpl.max(rpl) {
             return self.raise(Exception::gp(selector_error(selector)));
         }
-        let upper = self.upper_base(selector, Vector::Gp)?;
+        let upper = if self.mode.long { self.upper_base(selector, Vector::Gp)? } else { 0 };
         if !gate.present() {
             return self.raise(Exception::with_error(Vector::Np, selector_error(selector)));
         }
@@ -82,7 +140,8 @@ impl Vcpu {
             return self.protection();
         }
         let code = self.descriptor(target, Vector::Gp)?;
-        if !code.is_code() || code.dpl() > self.cpl || !code.long() || code.big() {
+        let wrong_width = self.mode.long && (!code.long() || code.big());
+        if !code.is_code() || code.dpl() > self.cpl || wrong_width {
             return self.raise(Exception::gp(selector_error(target)));
         }
         if !code.present() {
@@ -114,6 +173,13 @@ impl Vcpu {
     }
 }
 
+/// Which way a task is entered: forward to an available one, or back to the busy one that it came from.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Link {
+    Forward,
+    Back,
+}
+
 /// Where a far jump or call goes.
 enum Target {
     /// A code segment at the same privilege; the offset is the instruction's.
@@ -131,11 +197,8 @@ struct Gate {
 /// JMP far. Through a call gate the privilege stays as it is.
 pub(super) fn jmp_far<T: Word>(cpu: &mut Vcpu, u: &Uop) -> Done {
     let (selector, offset) = cpu.far_pointer::<T>(u)?;
-    let (cs, target) = match cpu.far_target(selector)? {
+    let (cs, target) = match cpu.far_target(selector, true)? {
         Target::Code(cs) => (cs, offset),
-        Target::Gate(Gate { selector, code, .. }) if !code.conforming() && code.dpl() != cpu.cpl => {
-            return cpu.raise(Exception::gp(selector_error(selector)));
-        }
         Target::Gate(Gate { selector, code, offset }) => (cpu.code_segment(selector, code, cpu.cpl)?, offset),
     };
     cpu.check_far_target(&cs, target)?;
@@ -146,7 +209,7 @@ pub(super) fn jmp_far<T: Word>(cpu: &mut Vcpu, u: &Uop) -> Done {
 /// CALL far.
 pub(super) fn call_far<T: Word>(cpu: &mut Vcpu, u: &Uop) -> Done {
     let (selector, target) = cpu.far_pointer::<T>(u)?;
-    let cs = match cpu.far_target(selector)? {
+    let cs = match cpu.far_target(selector, false)? {
         Target::Code(cs) => cs,
         Target::Gate(gate) => return call_through(cpu, u, &gate),
     };
@@ -290,9 +353,19 @@ pub(super) fn iret(cpu: &mut Vcpu, u: &Uop) -> Done {
     cpu.nmi_blocked = false;
     let flags = cpu.flags.other();
     if flags & rflags::NT != 0 {
-        return if cpu.mode.long { cpu.protection() } else { cpu.unsupported(Unsupported::TaskSwitch) };
+        return if cpu.mode.long { cpu.protection() } else { task_return(cpu) };
     }
     by_width!(u.insn.opsize.max(2), T => iret_sized::<T>(cpu))
+}
+
+/// IRET with NT: back to the task that the current TSS links to, if there is one.
+fn task_return(cpu: &mut Vcpu) -> Done {
+    if cpu.tr.limit < 1 {
+        return cpu.raise(Exception::with_error(Vector::Ts, selector_error(cpu.tr.selector)));
+    }
+    let link: u16 = cpu.load_as(Seg::Ds, cpu.tr.base, Intent::SystemRead)?;
+    cpu.check_task(link, Link::Back, 0)?;
+    cpu.unsupported(Unsupported::TaskSwitch)
 }
 
 fn iret_sized<T: Word>(cpu: &mut Vcpu) -> Done {

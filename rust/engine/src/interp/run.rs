@@ -8,10 +8,11 @@ use trapgate_x86::msr::debugctl;
 use trapgate_x86::op::Op;
 use trapgate_x86::regs::{dr6, rflags};
 
-use super::block::{Block, Cache};
+use super::block::{self, Block, Cache};
 use crate::exit::Exit;
 use crate::fault::{Exception, Kind, Stop};
 use crate::hooks::{HookEvent, HookId, HookKind};
+use crate::mmu::shadow;
 use crate::platform::Interrupt;
 use crate::state::{BLOCK_RIP, NO_PAGE, Requests, Shadow, Vcpu};
 
@@ -48,6 +49,21 @@ impl Engine {
     /// Blocks decoded since the start.
     pub fn blocks_decoded(&self) -> u64 {
         self.cache.decoded
+    }
+
+    /// Bytes that decoded blocks may take.
+    pub const BLOCK_BUDGET: usize = block::BUDGET;
+    /// Bytes that translations may take.
+    pub const TRANSLATION_BUDGET: usize = shadow::BUDGET;
+
+    /// Bytes that decoded blocks take.
+    pub fn block_bytes(&self) -> usize {
+        self.cache.bytes()
+    }
+
+    /// Bytes that translations take, the inline TLB apart, whose size is fixed.
+    pub fn translation_bytes(&self) -> usize {
+        self.cpu.shadow_tables.bytes()
     }
 
     /// Runs until the count `until` or a reason to leave. On [`Exit::Budget`] the platform's next event may be due

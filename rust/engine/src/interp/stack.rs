@@ -101,14 +101,17 @@ pub(super) fn pop_reg<T: Word>(cpu: &mut Vcpu, u: &Uop) -> Done {
 /// POP to memory or a segment register. An address based on RSP is computed after the increment (SDM vol. 2, POP).
 pub(super) fn pop<T: Word>(cpu: &mut Vcpu, u: &Uop) -> Done {
     let value = cpu.peek::<T>(0)?;
+    let before = cpu.regs[RSP];
+    // By the width of the stack that the value came from, which POP SS may change.
+    cpu.drop_stack(T::SIZE as u64);
     if let Operand::Seg(seg) = u.insn.operands[0] {
-        cpu.load_segment(seg, value as u16)?;
-        cpu.drop_stack(T::SIZE as u64);
+        if let Err(stop) = cpu.load_segment(seg, value as u16) {
+            cpu.regs[RSP] = before;
+            return Err(stop);
+        }
         cpu.after_segment_load(seg);
         return Ok(());
     }
-    let before = cpu.regs[RSP];
-    cpu.drop_stack(T::SIZE as u64);
     let done = cpu.write_first::<T>(u, value);
     if done.is_err() {
         cpu.regs[RSP] = before;

@@ -169,6 +169,7 @@ impl Step for Ins {
         cpu.check_port(port, T::SIZE as u8)?;
         let to = cpu.destination::<T>(u, true)?;
         // The store must be possible before the port is read: reading has effects.
+        cpu.check_alignment(to, T::SIZE)?;
         cpu.check_range(Seg::Es, to, T::SIZE as u64, Intent::Write)?;
         let value = cpu.port_in(port, T::SIZE as u8);
         cpu.store(Seg::Es, to, T::from_u64(u64::from(value)))?;

@@ -234,7 +234,7 @@ impl Vcpu {
     }
 
     /// #AC for a misaligned access at CPL 3 with CR0.AM and EFLAGS.AC (SDM vol. 3, 6.15, interrupt 17).
-    fn check_alignment(&mut self, linear: u64, size: usize) -> Done {
+    pub(crate) fn check_alignment(&mut self, linear: u64, size: usize) -> Done {
         if self.alignment_checks() && linear & (size as u64 - 1) != 0 {
             return self.raise(Exception::with_error(Vector::Ac, 0));
         }

@@ -475,3 +475,53 @@ fn a_guest_that_sets_its_own_watchpoint_meets_it() {
     assert_eq!(g.expect(1).rip, code.at(6));
     g.expect_halt();
 }
+
+// ---- the ends of the address space ----
+
+#[test]
+fn a_data_breakpoint_in_the_last_page_strikes() {
+    const LAST: u64 = 0xffff_ffff_ffff_f000;
+    // Breakpoint, its length's code, access.
+    let cases = [
+        (LAST, 2, LAST, true),
+        (LAST + 0xff8, 2, LAST + 0xfff - 3, true),
+        (LAST + 0xfff, 0, LAST + 0xffc, true),
+        (LAST + 0xff8, 2, LAST + 0xff4, false),
+        (LAST + 0xffe, 1, LAST + 0xffc, true),
+        // An access that goes on at 0.
+        (LAST + 0xfff, 0, LAST + 0xffe, true),
+        (0, 0, LAST + 0xffe, true),
+        (2, 0, LAST + 0xffe, false),
+    ];
+    for (at, len, access, hit) in cases {
+        let mut g = Guest::long();
+        g.map(LAST, DATA, P | W);
+        let code = g.program(|a| {
+            a.mov(dword_ptr(rsi), eax)?;
+            a.mov(dword_ptr(rsi), eax)?;
+            a.hlt()
+        });
+        g.set_reg(RSI, access);
+        arm(&mut g, 0, at, 1, len);
+        if hit {
+            for n in 1..=2 {
+                assert_eq!(g.expect(1).rip, code.at(n), "{at:#x} {access:#x}");
+            }
+        }
+        g.expect_halt();
+    }
+}
+
+#[test]
+fn a_data_breakpoint_in_the_last_page_of_32_bit_memory_strikes() {
+    // Nothing is there, and nobody minds.
+    let mut g = Guest::protected();
+    let code = g.program(|a| {
+        a.mov(dword_ptr(esi), eax)?;
+        a.hlt()
+    });
+    g.set_reg(RSI, 0xffff_fffc);
+    arm(&mut g, 0, 0xffff_ffff, 1, 0);
+    assert_eq!(g.expect(1).rip, code.at(1));
+    g.expect_halt();
+}

@@ -470,3 +470,91 @@ fn an_interrupt_that_went_away_is_not_delivered_and_wakes_nobody() {
     assert_eq!(g.run_until(1000), Exit::Halted);
     assert_eq!((g.rip(), g.count()), (code.at(1), 1));
 }
+
+// ---- the handler's code segment is marked as accessed ----
+
+/// Ring-0 code that no handler has been entered through yet.
+const UNMARKED: u64 = 0x00af_9a00_0000_ffff;
+
+#[test]
+fn a_handler_whose_descriptor_cannot_be_marked_is_not_entered() {
+    for (ist, ring) in [(0, 3), (1, 3), (0, 0), (1, 0)] {
+        let mut g = Guest::long();
+        let selector = g.free_descriptor(0, UNMARKED);
+        g.change_gate(6, |gate| (gate.selector, gate.ist) = (selector, ist));
+        let pte = g.pte(GDT);
+        g.put::<u64>(pte, GDT | P);
+        let code = if ring == 3 { g.user_program(|a| a.ud2()) } else { g.program(|a| a.ud2()) };
+        let from = if ring == 3 { (USER64, DATA3, USER_STACK) } else { (CODE64, DATA0, STACK) };
+        let e = g.expect_page_fault(GDT + u64::from(selector) + 5, pf::P | pf::W);
+        assert_eq!(((e.cs, e.ss, e.rsp), e.rip, e.cpl), (from, code.start, 0), "IST {ist}, ring {ring}");
+        assert_eq!(e.frame, if ring == 3 { STACK0 } else { STACK } - 48);
+        // With the page writable it goes on as if nothing had been.
+        g.put::<u64>(pte, GDT | P | W);
+        g.cpu().flush_tlb();
+        let e = g.expect(6);
+        assert_eq!(((e.cs, e.ss, e.rsp), e.rip), (from, code.start));
+        assert_eq!(g.get::<u64>(GDT + u64::from(selector)), UNMARKED | 1 << 40);
+    }
+}
+
+/// 32-bit code with paging on, all RAM one to one, the page of the GDT not writable.
+fn protected_gdt() -> Guest {
+    use trapgate_x86::regs::cr0;
+    let mut g = Guest::protected();
+    for page in 0..1024u32 {
+        g.put::<u32>(TABLES + 0x1000 + 4 * u64::from(page), page << 12 | 7);
+    }
+    g.put::<u32>(TABLES + 0x1000 + 4 * (GDT >> 12), GDT as u32 | 1);
+    g.put::<u32>(TABLES, (TABLES as u32 + 0x1000) | 7);
+    g.cpu().cr3 = TABLES;
+    g.cpu().cr0 |= cr0::PG | cr0::WP;
+    g.cpu().update_mode();
+    g
+}
+
+#[test]
+fn a_32_bit_handler_whose_descriptor_cannot_be_marked_is_not_entered() {
+    let mut g = protected_gdt();
+    let selector = g.free_descriptor(0, 0x00cf_9a00_0000_ffff);
+    g.set_gate_32(6, selector, STUBS as u32 + 6 * 16, 0x8e);
+    g.set_ring(USER32, DATA3, USER_STACK);
+    let code = g.program(|a| a.ud2());
+    let e = g.expect(14);
+    assert_eq!((e.cr2, e.error), (GDT + u64::from(selector) + 5, Some((pf::P | pf::W).into())));
+    assert_eq!((e.cs, e.ss, e.rsp, e.rip), (USER32, DATA3, USER_STACK, code.start));
+    assert_eq!(e.frame, STACK0 - 24);
+}
+
+#[test]
+fn the_stack_segment_of_an_inner_ring_is_marked_as_accessed() {
+    for writable in [true, false] {
+        let mut g = protected_gdt();
+        let selector = g.free_descriptor(0, 0x00cf_9200_0000_ffff);
+        g.put::<u16>(TSS + 8, selector);
+        if writable {
+            g.put::<u32>(TABLES + 0x1000 + 4 * (GDT >> 12), GDT as u32 | 3);
+        }
+        g.set_ring(USER32, DATA3, USER_STACK);
+        g.program(|a| a.ud2());
+        if writable {
+            g.expect(6);
+            assert_eq!(g.get::<u8>(GDT + u64::from(selector) + 5), 0x93);
+            assert_eq!(g.cpu().seg[2].access & 0xff, 0x93);
+        } else {
+            // No handler has a stack then.
+            assert!(matches!(g.go(), Stop::Exit(Exit::TripleFault { vector: 6, .. })));
+            assert_eq!((g.cpu().cr2, g.cpu().cpl), (GDT + u64::from(selector) + 5, 3));
+        }
+    }
+}
+
+#[test]
+fn the_upper_half_of_a_16_bit_gates_offset_does_not_count() {
+    let mut g = Guest::protected();
+    g.set_gate_32(6, CODE16, 0xdead_6000, 0x86);
+    g.poke(0x6000, &[0xf4]);
+    g.program(|a| a.ud2());
+    g.expect_halt();
+    assert_eq!((g.rip(), g.reg(RSP)), (0x6001, STACK - 6));
+}

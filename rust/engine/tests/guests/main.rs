@@ -4,11 +4,13 @@
 mod common;
 
 mod accesses;
+mod bounds;
 mod breakpoints;
 mod budget;
 mod delivery;
 mod descriptors;
 mod gates;
+mod hostile;
 mod limits;
 mod pae;
 mod permissions;
@@ -22,6 +24,7 @@ mod smoke;
 mod spaces;
 mod steps;
 mod strings;
+mod tasks;
 mod tlb;
 mod transfers;
 mod walk;

@@ -380,3 +380,22 @@ fn a_linear_address_wraps_at_4_gib_outside_64_bit_mode() {
         assert_eq!(g.reg(RBX), 0xabcd, "long {long}");
     }
 }
+
+#[test]
+fn pop_ss_counts_by_the_width_of_the_stack_that_it_leaves() {
+    // From a stack of 32 bits to one of 16 and back, at the end of 64 KiB.
+    for (big, top, after) in [(true, 0xfffc, 0x1_0000), (false, 0x7_fffc, 0x7_0000)] {
+        let mut g = Guest::protected();
+        let wide = g.free_descriptor(0, descriptor(0, 0xfffff, 0x93, 0xc));
+        let narrow = g.free_descriptor(1, descriptor(0, 0xfffff, 0x93, 0x8));
+        let (from, to) = if big { (wide, narrow) } else { (narrow, wide) };
+        g.set_ring(CODE32, from, top);
+        g.put::<u32>(if big { top } else { top & 0xffff }, to.into());
+        g.program(|a| {
+            a.pop(ss)?;
+            a.hlt()
+        });
+        g.expect_halt();
+        assert_eq!(g.reg(RSP), after);
+    }
+}

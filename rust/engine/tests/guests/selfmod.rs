@@ -269,6 +269,48 @@ fn an_instruction_across_pages_faults_at_the_second_pages_start() {
 }
 
 #[test]
+fn undecodable_bytes_across_pages_see_their_second_page_change() {
+    // What lies before the page's end; then behind it, first nothing that decodes and then an instruction.
+    let cases: [(&[u8], &[u8], &[u8]); 4] = [
+        (&[0x0f], &[0x04, 0x90], &[0xa2, 0xf4]),
+        (&[0x0f, 0x38], &[0x7f, 0xc0, 0x90], &[0x00, 0xc0, 0xf4]),
+        (&[0x66], &[0x0f, 0x04, 0x90], &[0x0f, 0x1f, 0xc0, 0xf4]),
+        (&[0x48, 0x0f], &[0x04, 0x90], &[0xa2, 0xf4]),
+    ];
+    for (before, bad, good) in cases {
+        for through_alias in [false, true] {
+            let mut g = Guest::long();
+            g.map(VA, DATA, P);
+            g.map(VA + 0x1000, DATA + 0x3000, P);
+            let at = 0x1000 - before.len() as u64;
+            g.poke(DATA + at, before);
+            g.poke(DATA + 0x3000, bad);
+            for _ in 0..2 {
+                g.cpu().rip = VA + at;
+                assert_eq!(g.expect(6).rip, VA + at, "{before:x?}");
+            }
+            if through_alias {
+                g.set_reg(RDI, DATA + 0x3000);
+                for byte in good {
+                    g.set_reg(RAX, u64::from(*byte));
+                    let next = g.reg(RDI) + 1;
+                    g.program(|a| {
+                        a.mov(byte_ptr(rdi), al)?;
+                        a.hlt()
+                    });
+                    g.expect_halt();
+                    g.set_reg(RDI, next);
+                }
+            } else {
+                g.poke(DATA + 0x3000, good);
+            }
+            g.cpu().rip = VA + at;
+            g.expect_halt();
+        }
+    }
+}
+
+#[test]
 fn code_up_to_the_end_of_a_page_needs_the_next_one_only_to_go_on() {
     let mut g = Guest::long();
     g.map(VA, DATA, P);

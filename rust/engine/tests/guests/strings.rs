@@ -452,3 +452,19 @@ fn a_repetition_with_16_bit_addresses_wraps_at_64_kib() {
     assert_eq!(g.peek(DATA + 0xfffc, 4), [0x60; 4]);
     assert_eq!(g.peek(DATA, 6), [0x60, 0x60, 0x60, 0x60, 0, 0]);
 }
+
+#[test]
+fn ins_to_a_misaligned_place_faults_before_the_port_is_read() {
+    use trapgate_x86::regs::cr0;
+    for repeat in [false, true] {
+        let mut g = Guest::long();
+        g.cpu().cr0 |= cr0::AM;
+        g.flag(rflags::AC | rflags::IOPL);
+        let code = g.user_program(|a| if repeat { a.rep().insd() } else { a.insd() });
+        g.set_reg(RDI, DATA + 2);
+        g.set_reg(RCX, 3);
+        let e = g.expect(17);
+        assert_eq!((e.rip, e.error), (code.start, Some(0)));
+        assert_eq!(g.board().ports.len(), 0);
+    }
+}

@@ -383,6 +383,9 @@ fn iret_to_virtual_8086_mode_and_nested_tasks_end_the_run_with_typed_exits() {
         }
         g.set_reg(RSP, STACK - 20);
         g.flag(own);
+        // The task before is busy, as a link leads to it.
+        let before = g.free_descriptor(0, 0x0000_8b00_0000_0067);
+        g.put::<u16>(TSS, before);
         g.program(|a| a.iretd());
         assert_eq!(g.go(), Stop::Exit(Exit::Unsupported { what, rip: CODE }));
     }

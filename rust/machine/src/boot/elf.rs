@@ -202,9 +202,16 @@ impl<'a> Elf<'a> {
 
     /// The descriptor of the first note with this owner and, if one is given, this type.
     pub(super) fn note(&self, owner: &[u8], kind: Option<u32>) -> Option<&'a [u8]> {
+        // Each header may name the whole file: no more is read than a file has whose notes do not overlap.
+        let mut left = self.file.len() as u64;
         self.headers
             .iter()
             .filter(|header| header.kind == SEGMENT_NOTE)
+            .take_while(|header| {
+                let fits = header.filesz <= left;
+                left = left.saturating_sub(header.filesz);
+                fits
+            })
             .find_map(|header| find_note(self.file.get(Self::file_range(header))?, header.align, owner, kind))
     }
 

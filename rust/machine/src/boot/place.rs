@@ -1,5 +1,7 @@
 //! Gives every piece of a boot image its place in guest memory, and keeps them apart.
 
+use std::collections::BTreeMap;
+
 use super::image::{Bytes, Segment};
 use super::{BootError, MemoryMap};
 use crate::firmware::layout;
@@ -9,8 +11,35 @@ use crate::firmware::layout;
 pub(super) struct Placer<'a> {
     memory: &'a MemoryMap,
     segments: Vec<Segment<'a>>,
-    /// What is taken, segments included: (what, start, end).
-    taken: Vec<(&'static str, u64, u64)>,
+    taken: Taken,
+}
+
+/// What is taken, segments included. A file may have 65,535 of them, so nothing here looks at all for each.
+#[derive(Debug, Default)]
+struct Taken {
+    /// Ends and what it is, by start; none is empty and none overlap.
+    by_start: BTreeMap<u64, (u64, &'static str)>,
+}
+
+impl Taken {
+    /// The highest one that overlaps `start..end`: start, end, what.
+    fn last_in(&self, start: u64, end: u64) -> Option<(u64, u64, &'static str)> {
+        let (&begin, &(stop, what)) = self.by_start.range(..end).next_back()?;
+        (start < stop).then_some((begin, stop, what))
+    }
+
+    /// The start of the lowest one that overlaps `start..end`.
+    fn first_start_in(&self, start: u64, end: u64) -> Option<u64> {
+        let before = self.by_start.range(..start).next_back().filter(|(_, (stop, _))| start < *stop);
+        before.or_else(|| self.by_start.range(start..end).next()).map(|(&begin, _)| begin)
+    }
+
+    /// Where the highest one ends that ends at `top` or below; 0 if there is none.
+    fn end_below(&self, top: u64) -> u64 {
+        let ends = self.by_start.range(..top).rev().map(|(_, &(stop, _))| stop);
+        // Only the last one that starts below can reach beyond.
+        ends.take(2).find(|&stop| stop <= top).unwrap_or(0)
+    }
 }
 
 /// The first page is left to the interrupt vectors and the BIOS data area.
@@ -18,7 +47,7 @@ const LOW_START: u64 = layout::PAGE;
 
 impl<'a> Placer<'a> {
     pub(super) fn new(memory: &'a MemoryMap) -> Self {
-        Self { memory, segments: Vec::new(), taken: Vec::new() }
+        Self { memory, segments: Vec::new(), taken: Taken::default() }
     }
 
     /// Keeps `start..start + size` for something that the kernel itself will put there.
@@ -33,10 +62,10 @@ impl<'a> Placer<'a> {
         if start < LOW_START {
             return Err(BootError::BiosData { what, start });
         }
-        if let Some(&(first, begin, _)) = self.taken.iter().find(|&&(_, s, e)| start < e && s < end) {
+        if let Some((begin, _, first)) = self.taken.last_in(start, end) {
             return Err(BootError::Overlap { first, second: what, address: begin.max(start) });
         }
-        self.taken.push((what, start, end));
+        self.taken.by_start.insert(start, (end, what));
         Ok(())
     }
 
@@ -67,9 +96,7 @@ impl<'a> Placer<'a> {
         make: impl FnOnce(u64) -> B,
     ) -> Result<u64, BootError> {
         let mut start = LOW_START.next_multiple_of(align);
-        while let Some(end) =
-            self.taken.iter().filter(|t| start < t.2 && t.1 < start + size).map(|t| t.2).max()
-        {
+        while let Some((_, end, _)) = self.taken.last_in(start, start.saturating_add(size)) {
             start = end.next_multiple_of(align);
         }
         if start.saturating_add(size) > layout::EBDA {
@@ -90,7 +117,7 @@ impl<'a> Placer<'a> {
     ) -> Result<u64, BootError> {
         let size = bytes.len() as u64;
         let mut top = ceiling.min(self.memory.low_usable_end());
-        let floor = self.taken.iter().map(|t| t.2).filter(|&end| end <= top).max().unwrap_or(0);
+        let floor = self.taken.end_below(top);
         let no_room = BootError::NoRoom { what, size, floor: floor.max(layout::HIGH_MEMORY), ceiling: top };
         loop {
             let Some(start) = top.checked_sub(size).map(|start| start & !(layout::PAGE - 1)) else {
@@ -99,7 +126,7 @@ impl<'a> Placer<'a> {
             if start < layout::HIGH_MEMORY {
                 return Err(no_room);
             }
-            match self.taken.iter().filter(|t| start < t.2 && t.1 < start + size).map(|t| t.1).min() {
+            match self.taken.first_start_in(start, start + size) {
                 Some(taken) => top = taken,
                 None => {
                     self.fixed(Segment::new(what, start, bytes))?;
@@ -112,7 +139,7 @@ impl<'a> Placer<'a> {
     /// Places a piece page-aligned at the lowest free address above everything that lies above the first MiB, where kernels
     /// expect their modules.
     pub(super) fn above(&mut self, what: &'static str, bytes: &'a [u8]) -> Result<u64, BootError> {
-        let end = self.taken.iter().map(|t| t.2).max().unwrap_or(0);
+        let end = self.taken.end_below(u64::MAX);
         let start = end.max(layout::HIGH_MEMORY).next_multiple_of(layout::PAGE);
         let size = bytes.len() as u64;
         let ceiling = self.memory.low_usable_end();

@@ -40,6 +40,47 @@ fn kernels() -> Vec<Vec<u8>> {
     ]
 }
 
+/// Boots a file in every way and says how long that took.
+fn time_to_survive(file: &[u8], mib: u64) -> std::time::Duration {
+    let start = std::time::Instant::now();
+    survive(file, &map(mib));
+    start.elapsed()
+}
+
+/// What a test may take that is over at once if nothing is looked at for each pair: a debug build on a busy host included.
+const AT_ONCE: std::time::Duration = std::time::Duration::from_secs(20);
+
+#[test]
+fn as_many_segments_as_a_file_may_have_are_placed_quickly() {
+    // Next to one another; each in a page of its own, which leaves no page for the other pieces; scattered over low
+    // memory, with too little room between two; and all at the same place.
+    let strides: [(u64, u64); 4] = [(0x10_0000, 1), (0x10_0000, 0x1000), (0x1000, 8), (0x10_0000, 0)];
+    for is_64 in [false, true] {
+        for (start, stride) in strides {
+            let loads: Vec<_> = (0..65_000).map(|n| load(start + n * stride, b"x")).collect();
+            let file = elf(is_64, start, &loads, &note("Xen", 18, &start.to_le_bytes()));
+            let took = time_to_survive(&file, 300);
+            assert!(took < AT_ONCE, "{stride:#x}: {took:?}");
+        }
+    }
+}
+
+#[test]
+fn note_segments_that_all_name_the_whole_file_are_read_once() {
+    // The file is an empty note after the other; headers that are not there yet are made to name all of it.
+    let notes = note("", 0, b"").repeat(200_000);
+    let empty: Vec<_> = (0..60_000).map(|_| load(0, b"")).collect();
+    let mut file = elf(true, 0x10_0000, &empty, &notes);
+    let (table, size) = (64 + 60_000 * 56, notes.len() as u64);
+    for header in (64..table).step_by(56) {
+        file[header..header + 4].copy_from_slice(&4u32.to_le_bytes());
+        file[header + 8..header + 16].copy_from_slice(&(table as u64 + 56).to_le_bytes());
+        file[header + 32..header + 40].copy_from_slice(&size.to_le_bytes());
+    }
+    let took = time_to_survive(&file, 32);
+    assert!(took < AT_ONCE, "{took:?}");
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
