@@ -19,8 +19,8 @@ _Decoded: TypeAlias = tuple[
     int, int, str, str, Any, tuple[int, int, int], tuple[list[str], list[str]], list[tuple[str, str]]
 ]
 
-def decode(code: AnyBuffer, bits: int, address: int, cpu: str) -> list[_Decoded]:
-    """Decode instructions one after the other, with what is known about each."""
+def decode(code: AnyBuffer, bits: int, address: int, cpu: str, start: int) -> list[_Decoded]:
+    """Decode instructions one after the other from an offset on, with what is known about each; some at a time."""
 
 def decode_columns(code: AnyBuffer, bits: int, cpu: str) -> Buffer:
     """Decode code in bulk, without the interpreter lock, into rows of 24 bytes."""
