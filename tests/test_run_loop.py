@@ -53,8 +53,9 @@ class ScriptedCore:
         data, self.debug = self.debug, b""
         return data
 
-    def console_send(self, data: bytes) -> None:
+    def console_send(self, data: bytes) -> int:
         self.input += data
+        return len(data)
 
     def register(self, name: str) -> int:
         if name not in self.values:

@@ -379,8 +379,8 @@ class VM:
         """Give what the guest has written to the debug console since the last call."""
         return self._core.debug_take()
 
-    def _console_send(self, data: bytes) -> None:
-        self._core.console_send(data)
+    def _console_send(self, data: bytes) -> int:
+        return self._core.console_send(data)
 
     def __repr__(self) -> str:
         return (
