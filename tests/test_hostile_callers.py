@@ -295,6 +295,26 @@ def test_every_listener_gets_what_was_printed() -> None:
         assert got == [b"x"]
 
 
+def test_output_is_not_lost_to_an_interrupt_on_its_way() -> None:
+    with VM(machine("putc 'x'\n putc 'y'\n cli\n hlt")) as vm:
+        struck: list[object] = []
+
+        def strike(_frame: FrameType, event: str, argument: object) -> None:
+            if event == "c_return" and getattr(argument, "__name__", "") == "console_take" and not struck:
+                struck.append(argument)
+                raise KeyboardInterrupt
+
+        sys.setprofile(strike)
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                vm.run()
+        finally:
+            sys.setprofile(None)
+        vm.run()
+        assert struck
+        assert vm.console.transcript == "xy"
+
+
 def test_closing_a_machine_that_another_thread_runs_stops_it_first() -> None:
     vm = VM(machine(LOOP, clock="real"))
     runner = Runner(vm)

@@ -57,7 +57,7 @@ class ScriptedCore:
     def stop(self) -> None:
         self.stops += 1
 
-    def console_take(self) -> bytes:
+    def console_take(self, _from: int) -> bytes:
         data, self.output = self.output, b""
         return data
 

@@ -100,8 +100,8 @@ class Core:
     def mappings(self) -> list[tuple[int, int, int, int]]:
         """Give linear address, physical address, size and rights of each range that is mapped."""
 
-    def console_take(self) -> bytes:
-        """Give what the guest has written to its console since the last call."""
+    def console_take(self, from_: int, /) -> bytes:
+        """Give what the guest has written to its console from the byte of that number on; forget what was before it."""
 
     def console_send(self, data: bytes) -> int:
         """Queue input for the guest's console, as much as there is room for; from any thread."""

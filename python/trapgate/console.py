@@ -39,6 +39,8 @@ class Console:
         self._read = 0
         self._searched = 0
         self._matched: re.Match[str] | None = None
+        # Bytes of output that have come.
+        self._taken = 0
         # The start of a character whose rest has not come yet.
         self._pending = b""
         #: Called with each piece of output, as bytes, on the thread that runs the machine.
@@ -113,12 +115,15 @@ class Console:
     def _feed(self, data: bytes) -> None:
         """Take output from the machine."""
         with self._lock:
+            taken = self._taken + len(data)
             data = self._pending + data
             # A character that is cut off waits for its rest; one that never comes whole is shown as replaced.
             cut = _incomplete(data)
-            self._pending = data[len(data) - cut :] if cut else b""
+            pending = data[len(data) - cut :] if cut else b""
             whole = data[: len(data) - cut] if cut else data
-            self._text += whole.decode("utf-8", "replace")
+            text = self._text + whole.decode("utf-8", "replace")
+            # No signal is served between these: either all of the output has come, or it is asked for again.
+            self._text, self._pending, self._taken = text, pending, taken
             if (excess := len(self._text) - _KEPT) > _KEPT // 4:
                 self._text = self._text[excess:]
                 self._forgotten += excess

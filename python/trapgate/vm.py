@@ -235,7 +235,7 @@ class VM:
         with ExitStack() as calls:
             if self.debug_listener is not None and (debug := core.debug_take()):
                 calls.callback(self.debug_listener, debug)
-            if data := core.console_take():
+            if data := core.console_take(self.console._taken):
                 for listener in reversed(self.console.listeners):
                     calls.callback(listener, data)
                 self.console._feed(data)

@@ -38,6 +38,8 @@ pub struct Core {
     /// What of it is reached while it runs; None once it is closed.
     open: Mutex<Option<Open>>,
     console: Arc<Console>,
+    /// Output that was given away, and perhaps did not arrive.
+    unread: Mutex<Unread>,
     debug: Arc<Console>,
     signal: Arc<Signal>,
     /// The objects behind the devices written in Python, for the garbage collector to find.
@@ -61,6 +63,13 @@ pub struct Core {
 struct Open {
     memory: Arc<GuestMemory>,
     board: Arc<PcBoard>,
+}
+
+/// Bytes of the console, and the number of the first one.
+#[derive(Debug, Default)]
+struct Unread {
+    first: u64,
+    bytes: Vec<u8>,
 }
 
 /// Which thread runs the machine, and whether it is still to be had.
@@ -257,6 +266,7 @@ impl Core {
                 board: Arc::clone(machine.board()),
             })),
             console: Arc::clone(machine.console()),
+            unread: Mutex::default(),
             debug: Arc::clone(machine.debug_console()),
             signal: Arc::clone(machine.signal()),
             raised: Raised::default(),
@@ -534,9 +544,17 @@ impl Core {
         Ok(events.iter().map(|e| (e.hook.0, e.at, e.size, e.value, e.rip.unwrap_or_default())).collect())
     }
 
-    /// Give what the guest has written to its console since the last call.
-    fn console_take<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
-        PyBytes::new(py, &self.console.take())
+    /// Give what the guest has written to its console from the byte of that number on; what was before it is forgotten.
+    /// Should the caller not get so far as to note what it was given, it asks for the same again.
+    #[pyo3(signature = (from, /))]
+    fn console_take<'py>(&self, py: Python<'py>, from: u64) -> Bound<'py, PyBytes> {
+        let mut unread = lock(&self.unread);
+        let known = usize::try_from(from.saturating_sub(unread.first)).unwrap_or(usize::MAX);
+        let known = known.min(unread.bytes.len());
+        unread.bytes.drain(..known);
+        unread.first += known as u64;
+        unread.bytes.extend(self.console.take());
+        PyBytes::new(py, &unread.bytes)
     }
 
     /// Give what the guest has written to the debug console since the last call.
