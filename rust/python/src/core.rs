@@ -603,7 +603,8 @@ impl Drop for Core {
     fn drop(&mut self) {
         // In a forked child the place of RAM is free, and may hold something else by now: it must not be unmapped.
         if self.at_home().is_err()
-            && let Some(open) = lock(&self.open).take()
+            && let Ok(open) = self.open.get_mut()
+            && let Some(open) = open.take()
         {
             std::mem::forget(open);
         }
