@@ -478,7 +478,7 @@ def test_a_machine_that_is_left_alone_goes_with_all_that_holds_it() -> None:
 
 EXIT = """
 import threading
-from trapgate import VM, decode_columns, errors, exits
+from trapgate import VM
 from guests import machine
 
 vm = VM(machine({source!r}, clock="real"))
@@ -696,7 +696,7 @@ TOO_MUCH = """
 import mmap, resource, sys
 import numpy as np
 import trapgate
-from trapgate import VM, decode_columns, errors, exits
+from trapgate import VM
 from guests import machine
 
 size = 3 << 30
