@@ -32,6 +32,18 @@ class ScriptedCore:
         self.icount = 0
         self.now = 0
         self.stops = 0
+        self.running = False
+
+    def __enter__(self) -> None:
+        if self.running:
+            raise errors.StateError("the machine is running already")
+        self.running = True
+
+    def __exit__(self, *_: object) -> None:
+        self.running = False
+
+    def close(self) -> None:
+        pass
 
     def run(
         self, max_icount: int, deadline: int, milliseconds: int, watch_console: bool
@@ -45,7 +57,7 @@ class ScriptedCore:
     def stop(self) -> None:
         self.stops += 1
 
-    def console_take(self) -> bytes:
+    def console_take(self, _from: int) -> bytes:
         data, self.output = self.output, b""
         return data
 
@@ -53,8 +65,9 @@ class ScriptedCore:
         data, self.debug = self.debug, b""
         return data
 
-    def console_send(self, data: bytes) -> None:
+    def console_send(self, data: bytes) -> int:
         self.input += data
+        return len(data)
 
     def register(self, name: str) -> int:
         if name not in self.values:
@@ -144,6 +157,16 @@ def test_limits_are_counted_from_now(vm: VM) -> None:
     assert core.asked[-1][1] == 5_001_000_000 + 1_500_000_000
     with pytest.raises(errors.ConfigError, match="max_instructions is -1"):
         vm.run(max_instructions=-1)
+
+
+def test_a_limit_may_be_infinite_but_must_be_a_number(vm: VM) -> None:
+    endless = float("inf")
+    core_of(vm).steps = [("halted", 0, 0)]
+    assert isinstance(vm.run(timeout=endless, host_timeout=endless), exits.Halted)
+    assert core_of(vm).asked[-1][1] == (1 << 64) - 1
+    for name in ("timeout", "host_timeout"):
+        with pytest.raises(errors.ConfigError, match=f"^{name} is nan"):
+            vm.run(**{name: float("nan")})  # type: ignore[arg-type]
 
 
 def test_the_hosts_time_limits_a_guest_whose_own_time_stands_still(vm: VM) -> None:
@@ -273,6 +296,18 @@ def test_endless_output_keeps_its_end(vm: VM, monkeypatch: pytest.MonkeyPatch) -
     assert len(vm.console.transcript) <= 1250
     assert vm.console.transcript.endswith("line 998\nline 999\n")
     assert vm.console.read() == vm.console.transcript
+
+
+def test_an_answer_that_is_partly_forgotten_begins_with_what_is_kept(
+    vm: VM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trapgate.console._KEPT", 1000)
+    core_of(vm).steps = [prints("old # "), *[prints(f"{n:9}\n") for n in range(200)], prints("# ")]
+    vm.console.expect("# ")
+    answer = vm.console.read_until("# ")
+    assert len(answer) >= 1000
+    assert "old" not in answer
+    assert answer.endswith("      198\n      199\n# ")
 
 
 def test_listeners_get_every_byte(vm: VM) -> None:

@@ -132,11 +132,51 @@ def test_the_escape_key_ends_the_machine(tmp_path: Path) -> None:
         assert session.end() == 130
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT])
 def test_a_signal_restores_the_terminal(tmp_path: Path, number: signal.Signals) -> None:
     with terminal(tmp_path) as session:
         session.process.send_signal(number)
         assert session.end() == 128 + number
+
+
+RESTORE = """
+import os, pty, signal, sys, termios
+master, slave = pty.openpty()
+os.dup2(slave, 0)
+before = termios.tcgetattr(slave)
+from trapgate.cli import terminal
+restore = termios.tcsetattr
+
+def slow(*arguments):
+    # What comes in the middle of the restoring.
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.raise_signal(number)
+    restore(*arguments)
+
+signal.signal(signal.SIGHUP, signal.SIG_IGN)
+try:
+    with terminal._raw_terminal():
+        termios.tcsetattr = slow
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        {end}
+except BaseException as error:
+    print(type(error).__name__)
+assert termios.tcgetattr(slave) == before
+assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+"""
+
+
+@pytest.mark.parametrize(
+    ("end", "raised"),
+    [("pass", ""), ("signal.raise_signal(signal.SIGTERM)", "SystemExit\n"), ("1 / 0", "ZeroDivisionError\n")],
+)
+def test_signals_while_the_terminal_is_restored_do_not_keep_it_raw(end: str, raised: str) -> None:
+    code = RESTORE.replace("{end}", end)
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (result.returncode, result.stdout) == (0, raised), result.stderr
 
 
 def test_a_timeout_restores_the_terminal(tmp_path: Path) -> None:
@@ -156,6 +196,33 @@ def test_plain_pipes(tmp_path: Path) -> None:
     assert result.returncode == 5 << 1 | 1
     assert result.stdout == b">[61][03][1d][71]"
     assert b"Ctrl-]" not in result.stderr
+
+
+def test_piped_input_of_any_length_reaches_the_guest(tmp_path: Path) -> None:
+    # Reads and adds up all bytes until one of them is a newline, and exits with whether the sum is right.
+    count = 3 << 20
+    source = f"""
+        xor ebx, ebx
+    wait:
+        mov dx, 0x3fd
+        in al, dx
+        test al, 1
+        jz wait
+        mov dx, 0x3f8
+        in al, dx
+        cmp al, 10
+        je done
+        movzx eax, al
+        add ebx, eax
+        jmp wait
+    done:
+        cmp ebx, {count * 2}
+        jne bad
+        exit 21
+    bad: exit 1
+    """
+    result = boot(tmp_path, source, "--debug-exit", keys=b"\x02" * count + b"\n")
+    assert result.returncode == 21 << 1 | 1, result.stderr
 
 
 STATUSES = [

@@ -311,3 +311,15 @@ def test_the_power_button_sets_its_status_bit() -> None:
         result = vm.run(max_instructions=1000)
         assert isinstance(result, exits.DebugExit)
         assert result.value == 7
+
+
+def test_input_beyond_what_may_wait_is_refused_and_counted() -> None:
+    with VM(machine(LOOP)) as vm:
+        room = 1 << 20
+        vm.console.send(b"a" * (room - 10))
+        with pytest.raises(errors.InputFull, match="10 of 25 bytes") as caught:
+            vm.console.send(b"b" * 25)
+        assert caught.value.taken == 10
+        with pytest.raises(errors.InputFull) as caught:
+            vm.console.sendline("c")
+        assert caught.value.taken == 0

@@ -19,8 +19,8 @@ _Decoded: TypeAlias = tuple[
     int, int, str, str, Any, tuple[int, int, int], tuple[list[str], list[str]], list[tuple[str, str]]
 ]
 
-def decode(code: AnyBuffer, bits: int, address: int, cpu: str) -> list[_Decoded]:
-    """Decode instructions one after the other, with what is known about each."""
+def decode(code: AnyBuffer, bits: int, address: int, cpu: str, start: int) -> list[_Decoded]:
+    """Decode instructions one after the other from an offset on, with what is known about each; some at a time."""
 
 def decode_columns(code: AnyBuffer, bits: int, cpu: str) -> Buffer:
     """Decode code in bulk, without the interpreter lock, into rows of 24 bytes."""
@@ -49,6 +49,19 @@ class Core:
         debug_console: bool,
         debug_exit: bool,
     ) -> Core: ...
+    def __enter__(self) -> None:
+        """Claim the machine for this thread, to run it."""
+
+    def __exit__(self, *_exception: object) -> None:
+        """Give up the claim."""
+
+    @property
+    def running(self) -> bool:
+        """Whether a thread has claimed the machine."""
+
+    def close(self) -> None:
+        """Stop the machine, wait until whoever has claimed it is done, and give up all that it holds."""
+
     def run(self, max_icount: int, deadline: int, milliseconds: int, watch_console: bool) -> _Outcome:
         """Run without the interpreter lock until something happens, at most for a number of milliseconds."""
 
@@ -62,7 +75,7 @@ class Core:
         """Machine time in nanoseconds."""
 
     def stats(self) -> dict[str, int]:
-        """Counts of what the machine has done so far."""
+        """Counts of what the machine has done so far; while it runs, as of a moment ago."""
 
     def digest(self) -> bytes:
         """Hash registers, RAM and devices."""
@@ -76,19 +89,19 @@ class Core:
 
     def read(self, address: int, size: int) -> bytes: ...
     def write(self, address: int, data: AnyBuffer) -> None: ...
-    def view(self, address: int, size: int, writable: bool) -> Buffer: ...
-    def written(self, address: int, size: int) -> None:
-        """Forget decoded code and cached translations of a range that was written through a view."""
+    def view(self, address: int, size: int) -> Buffer: ...
+    def check_idle(self) -> None:
+        """Fail while the machine runs."""
 
     def translate(self, linear: int) -> dict[str, Any]: ...
     def translate_many(self, linear: AnyBuffer) -> Buffer:
-        """Translate an array of 64-bit addresses into one of physical addresses, all ones where unmapped."""
+        """Translate the bytes of 64-bit addresses into those of physical addresses, all ones where unmapped."""
 
     def mappings(self) -> list[tuple[int, int, int, int]]:
         """Give linear address, physical address, size and rights of each range that is mapped."""
 
-    def console_take(self) -> bytes:
-        """Give what the guest has written to its console since the last call."""
+    def console_take(self, from_: int, /) -> bytes:
+        """Give what the guest has written to its console from the byte of that number on; forget what was before it."""
 
     def console_send(self, data: bytes) -> int:
         """Queue input for the guest's console, as much as there is room for; from any thread."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from trapgate import exits
-from trapgate.errors import ExpectTimeout, GuestError
+from trapgate.errors import ExpectTimeout, GuestError, InputFull
 
 if TYPE_CHECKING:
     from trapgate.vm import VM
@@ -29,19 +30,34 @@ class Console:
 
     def __init__(self, vm: VM) -> None:
         self._vm = vm
+        # Other threads may read while output comes; a signal's handler may read in the middle of anything.
+        self._lock = threading.RLock()
         self._text = ""
+        # Characters that were there before those in `_text`.
+        self._forgotten = 0
         # Where reading and the search for expected text go on from.
         self._read = 0
         self._searched = 0
         self._matched: re.Match[str] | None = None
+        # Bytes of output that have come.
+        self._taken = 0
         # The start of a character whose rest has not come yet.
         self._pending = b""
         #: Called with each piece of output, as bytes, on the thread that runs the machine.
         self.listeners: list[Callable[[bytes], object]] = []
 
     def send(self, data: str | bytes) -> None:
-        """Type something; from any thread. It waits until the guest takes it."""
-        self._vm._console_send(data.encode() if isinstance(data, str) else bytes(data))
+        """Type something; from any thread. It waits until the guest takes it.
+
+        A mebibyte may wait; of what is more, `InputFull` is raised and tells how many bytes were taken.
+        """
+        contents = data.encode() if isinstance(data, str) else bytes(data)
+        taken = self._vm._console_send(contents)
+        if taken < len(contents):
+            raise InputFull(
+                f"the console took {taken} of {len(contents)} bytes; run the machine, so that the guest reads them",
+                taken,
+            )
 
     def sendline(self, text: str = "") -> None:
         """Type a line and the Enter key."""
@@ -49,8 +65,9 @@ class Console:
 
     def read(self) -> str:
         """Give what was printed since the last read or match."""
-        text = self._text[self._read :]
-        self._read = self._searched = len(self._text)
+        with self._lock:
+            text = self._text[self._read :]
+            self._read = self._searched = len(self._text)
         return text
 
     @property
@@ -75,17 +92,21 @@ class Console:
 
     def read_until(self, pattern: Pattern, timeout: float | None = 30) -> str:
         """Run the machine until `pattern` is printed; give what was printed up to and with it."""
-        start = self._read
+        start = self._forgotten + self._read
         found = self.expect(pattern, timeout)
-        return self._text[start : found.end()]
+        return self._since(start, found.end())
 
     def command(self, text: str, prompt: Pattern, timeout: float | None = 30) -> str:
         """Type a line to a guest that echoes it, and give what was printed before the next prompt."""
-        start = self._read
+        start = self._forgotten + self._read
         self.sendline(text)
         found = self.expect(prompt, timeout)
-        _echo, _, answer = self._text[start : found.start()].partition("\n")
+        _echo, _, answer = self._since(start, found.start()).partition("\n")
         return answer.replace("\r\n", "\n")
+
+    def _since(self, start: int, end: int) -> str:
+        """Give the text from a place in all output on, or what is kept of it, to a place in what is kept."""
+        return self._text[max(0, start - self._forgotten) : end]
 
     def find(self, expression: re.Pattern[str]) -> re.Match[str] | None:
         """Search what has not been read yet."""
@@ -93,16 +114,21 @@ class Console:
 
     def _feed(self, data: bytes) -> None:
         """Take output from the machine."""
-        data = self._pending + data
-        # A character that is cut off waits for its rest; one that never comes whole is shown as replaced.
-        cut = _incomplete(data)
-        self._pending = data[len(data) - cut :] if cut else b""
-        whole = data[: len(data) - cut] if cut else data
-        self._text += whole.decode("utf-8", "replace")
-        if (excess := len(self._text) - _KEPT) > _KEPT // 4:
-            self._text = self._text[excess:]
-            self._read = max(0, self._read - excess)
-            self._searched = max(0, self._searched - excess)
+        with self._lock:
+            taken = self._taken + len(data)
+            data = self._pending + data
+            # A character that is cut off waits for its rest; one that never comes whole is shown as replaced.
+            cut = _incomplete(data)
+            pending = data[len(data) - cut :] if cut else b""
+            whole = data[: len(data) - cut] if cut else data
+            text = self._text + whole.decode("utf-8", "replace")
+            # No signal is served between these: either all of the output has come, or it is asked for again.
+            self._text, self._pending, self._taken = text, pending, taken
+            if (excess := len(self._text) - _KEPT) > _KEPT // 4:
+                self._text = self._text[excess:]
+                self._forgotten += excess
+                self._read = max(0, self._read - excess)
+                self._searched = max(0, self._searched - excess)
 
     def _search_new(self, expression: re.Pattern[str]) -> re.Match[str] | None:
         """Search what came since the last search, and a little before it."""

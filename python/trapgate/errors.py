@@ -12,6 +12,7 @@ __all__ = [
     "GuestError",
     "HostUnavailable",
     "ImageError",
+    "InputFull",
     "InternalError",
     "MemoryAccessError",
     "StateError",
@@ -49,6 +50,15 @@ class InternalError(TrapgateError, RuntimeError):
 
 class GuestError(TrapgateError):
     """The guest ended in a way that the caller said it must not."""
+
+
+class InputFull(TrapgateError, BlockingIOError):
+    """The guest's console cannot take all of the input: the guest has to read what waits already."""
+
+    def __init__(self, message: str, taken: int = 0) -> None:
+        super().__init__(message)
+        #: How many bytes were taken, from the start.
+        self.taken = taken
 
 
 class ExpectTimeout(TrapgateError, TimeoutError):

@@ -7,6 +7,7 @@ or raise, which ends `VM.run` with that exception.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, Literal, Self, TypeAlias, TypeVar
@@ -133,7 +134,8 @@ class Hook(Generic[E]):
     def remove(self) -> None:
         """Take the hook away; once is enough."""
         while self._ids:
-            self._hooks._remove(self._ids.pop())
+            self._hooks._remove(self._ids[-1])
+            self._ids.pop()
 
     def _install(self) -> None:
         if self._ids:
@@ -156,6 +158,8 @@ class Hooks:
 
     def __init__(self, core: Core) -> None:
         self._core = core
+        # Hits that are still to be served.
+        self._events: deque[tuple[int, int, int, int, int]] = deque()
         self._installed: dict[int, tuple[HookKind, Hook[object]]] = {}
 
     def exec(self, first: int, last: int | None = None) -> Hook[ExecEvent]:
@@ -220,12 +224,18 @@ class Hooks:
         return number
 
     def _remove(self, number: int) -> None:
-        if self._installed.pop(number, None) is not None:
-            self._core.remove_hook(number)
+        # First where it may be refused: a hook that is left must be known, or nobody could remove it later.
+        self._core.remove_hook(number)
+        self._installed.pop(number, None)
 
     def _dispatch(self) -> None:
-        """Call what the last slice hit. An event whose hook was removed meanwhile is dropped."""
-        for number, at, size, value, rip in self._core.take_events():
+        """Call what the last slice hit. An event whose hook was removed meanwhile is dropped.
+
+        If one raises, the others wait for the next run.
+        """
+        self._events.extend(self._core.take_events())
+        while self._events:
+            number, at, size, value, rip = self._events.popleft()
             if number in self._installed:
                 kind, hook = self._installed[number]
                 hook._hit(_Hit(kind, at, size, value, rip))

@@ -6,6 +6,7 @@ means what it meant before. `cpu` names a model, or is "any" for everything that
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
     from typing_extensions import Buffer
+
+    from trapgate import _core
 
 __all__ = [
     "CLASSES",
@@ -104,14 +107,14 @@ class Instruction:
 
 
 def decode(code: Buffer, bits: int = 64, address: int = 0, *, cpu: str = "x86-64-v2") -> list[Instruction]:
-    """Decode 16-, 32- or 64-bit code from any object that shows its bytes; the first is at `address`."""
-    from trapgate import _core
+    """Decode 16-, 32- or 64-bit code from any object that shows its bytes; the first is at `address`.
+
+    An instruction takes about 2000 bytes; for more code than there is memory for, see `decode_columns`.
+    """
 
     raw = memoryview(code).cast("B")
-    found = []
-    for offset, length, mnemonic, text, kind, flags, (read, written), how in _core.decode(
-        raw, bits, address, cpu
-    ):
+    found: list[Instruction] = []
+    for offset, length, mnemonic, text, kind, flags, (read, written), how in _pieces(raw, bits, address, cpu):
         full, para, hardware = (Treatment(*each) for each in how)
         found.append(
             Instruction(
@@ -133,11 +136,26 @@ def decode(code: Buffer, bits: int = 64, address: int = 0, *, cpu: str = "x86-64
     return found
 
 
+def _pieces(raw: memoryview, bits: int, address: int, cpu: str) -> Iterator[_core._Decoded]:
+    """Decode some instructions at a time, so that signals are served and memory is asked for in between."""
+    from trapgate import _core
+
+    start = 0
+    while True:
+        piece = _core.decode(raw, bits, address, cpu, start)
+        yield from piece
+        if not piece:
+            return
+        start = piece[-1][0] + piece[-1][1]
+
+
 def decode_columns(code: Buffer, bits: int = 64, *, cpu: str = "x86-64-v2") -> npt.NDArray[np.void]:
     """Decode in bulk: a structured array with a row for each instruction, which cover the code without gaps.
 
     Its columns are `offset`, `mnemonic` (a number, see `mnemonics`), `length`, `class` (see `CLASSES`),
     `flags_read` and `flags_written` (bits of RFLAGS). The code is read where it lies, without the interpreter lock.
+    A row takes 24 bytes, and there are at most as many as the code has bytes: for a buffer of unknown contents, 24
+    times its size must be at hand. Too little is a MemoryError.
     """
     import numpy as np
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from trapgate.errors import MemoryAccessError
+from trapgate.errors import MemoryAccessError, StateError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -119,19 +119,6 @@ class Memory(_Bytes):
 
         The array shows what the guest writes, also while the machine runs, and keeps the memory alive.
         """
-        return self._array(address, size, writable=False)
-
-    @contextmanager
-    def writable(self, address: int, size: int) -> Iterator[npt.NDArray[np.uint8]]:
-        """Give RAM as a writable numpy array for a `with` block, during which the machine must not run."""
-        array = self._array(address, size, writable=True)
-        try:
-            yield array
-        finally:
-            array.flags.writeable = False
-            self._core.written(address, size)
-
-    def _array(self, address: int, size: int | None, *, writable: bool) -> npt.NDArray[np.uint8]:
         import numpy as np
 
         if size is None:
@@ -139,8 +126,25 @@ class Memory(_Bytes):
             if not around:
                 raise MemoryAccessError(f"there is no RAM at guest-physical {address:#x}")
             size = around[0].stop - address
-        buffer = self._core.view(_address(address), _size(size), writable)
+        buffer = self._core.view(_address(address), _size(size))
         return np.frombuffer(memoryview(buffer), dtype=np.uint8)
+
+    @contextmanager
+    def writable(self, address: int, size: int) -> Iterator[npt.NDArray[np.uint8]]:
+        """Give a copy of RAM as a writable numpy array for a `with` block, and put it back at the block's end.
+
+        The machine must not run meanwhile, and nothing is put back if the block raises. What is kept of the array
+        afterwards is a copy like any other: nothing but the block's end reaches the guest.
+        """
+        self._core.check_idle()
+        count = self._core.icount
+        array = self.view(address, size).copy()
+        yield array
+        array.flags.writeable = False
+        self._core.check_idle()
+        if self._core.icount != count:
+            raise StateError("the machine ran meanwhile: nothing has been written")
+        self._core.write(address, array.data)
 
 
 class LinearMemory(_Bytes):

@@ -11,10 +11,9 @@ import os
 import re
 import secrets
 import stat
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeAlias, overload
@@ -109,7 +108,6 @@ class VM:
         #: Called with what the guest writes to the debug console, as it comes; without it, see `debug_output`.
         self.debug_listener: Callable[[bytes], object] | None = None
         self._started = False
-        self._running = threading.Lock()
         #: The first serial port.
         self.console = Console(self)
         #: Registers, memory and hooks; see their classes.
@@ -126,20 +124,22 @@ class VM:
         self.close()
 
     def close(self) -> None:
-        """End the machine; once is enough. Its memory is given back when the last view of it is gone."""
-        core = self._core_or_none
-        if core is None:
-            return
-        core.stop()
-        with self._running:
+        """End the machine; once is enough. Its memory is given back when the last view of it is gone.
+
+        If another thread runs it, that run is stopped and waited for, hooks that are being served included. From
+        within the machine's own run, by a hook or a device, it cannot be closed: that is a StateError.
+        """
+        if (core := self._core_or_none) is not None:
+            core.close()
             self._core_or_none = None
 
     @property
     def state(self) -> State:
         """Where the machine is in its life."""
-        if self._core_or_none is None:
+        core = self._core_or_none
+        if core is None:
             return State.CLOSED
-        if self._running.locked():
+        if core.running:
             return State.RUNNING
         if self.ended is not None:
             return State.STOPPED
@@ -168,30 +168,30 @@ class VM:
         limits is reached: a number of instructions, a goal, seconds of the machine's clock, seconds of the host's.
         Ctrl-C raises KeyboardInterrupt within a tenth of a second; the machine can be run on after it.
         """
-        if self.ended is not None:
-            raise StateError(f"the machine cannot run on after {self.ended.kind}")
         for name, value in (
             ("max_instructions", max_instructions),
             ("timeout", timeout),
             ("host_timeout", host_timeout),
         ):
-            if value is not None and value < 0:
-                raise ConfigError(f"{name} is {value}; it cannot be negative")
+            if value is not None and not value >= 0:
+                raise ConfigError(f"{name} is {value}; it must be 0 or more")
         core = self._core
-        if not self._running.acquire(blocking=False):
-            raise StateError("the machine is running already")
-        try:
+        with core:
+            if self.ended is not None:
+                raise StateError(f"the machine cannot run on after {self.ended.kind}")
             self._started = True
             limit = _FOREVER if max_instructions is None else min(core.icount + max_instructions, _FOREVER)
-            deadline = _FOREVER if timeout is None else min(core.now + round(timeout * _SECOND), _FOREVER)
+            # A time that no clock reaches is none; infinity cannot be rounded.
+            if timeout is None or timeout * _SECOND >= _FOREVER:
+                deadline = _FOREVER
+            else:
+                deadline = min(core.now + round(timeout * _SECOND), _FOREVER)
             host_end = None if host_timeout is None else time.monotonic() + host_timeout
             with self._goal(until) as goal:
                 result = self._slices(core, goal, limit, deadline, host_end)
-        finally:
-            self._running.release()
-        if isinstance(result, exits.FINAL):
-            self.ended = result
-        return result
+            if isinstance(result, exits.FINAL):
+                self.ended = result
+            return result
 
     def step(self, count: int = 1) -> exits.Exit:
         """Run `count` instructions."""
@@ -205,6 +205,8 @@ class VM:
         self, core: Core, goal: _Goal, limit: int, deadline: int, host_end: float | None
     ) -> exits.Exit:
         """Run slice after slice."""
+        # What an exception in a hook, or Ctrl-C, has left over from the run before.
+        self.on._dispatch()
         if (result := goal.check(self)) is not None:
             return result
         while True:
@@ -213,7 +215,7 @@ class VM:
                 left = host_end - time.monotonic()
                 if left <= 0:
                     return exits.TimedOut(**self._when())
-                milliseconds = max(1, min(_SLICE, int(left * 1000)))
+                milliseconds = max(1, int(min(_SLICE, left * 1000)))
             try:
                 kind, first, second = core.run(limit, deadline, milliseconds, goal.watches_console)
             finally:
@@ -229,14 +231,14 @@ class VM:
                 return result
 
     def _drain(self, core: Core) -> None:
-        """Take the guest's output to whoever listens."""
-        data = core.console_take()
-        if data:
-            self.console._feed(data)
-            for listener in self.console.listeners:
-                listener(data)
-        if self.debug_listener is not None and (data := core.debug_take()):
-            self.debug_listener(data)
+        """Take the guest's output to whoever listens: all of them, though one raises."""
+        with ExitStack() as calls:
+            if self.debug_listener is not None and (debug := core.debug_take()):
+                calls.callback(self.debug_listener, debug)
+            if data := core.console_take(self.console._taken):
+                for listener in reversed(self.console.listeners):
+                    calls.callback(listener, data)
+                self.console._feed(data)
 
     def _when(self) -> dict[str, Any]:
         return {"icount": self.icount, "now": self.now}
@@ -317,7 +319,8 @@ class VM:
         import numpy as np
 
         addresses = np.ascontiguousarray(linear, dtype=np.uint64)
-        found = np.frombuffer(memoryview(self._core.translate_many(addresses.data)), dtype=np.uint64)
+        raw = self._core.translate_many(addresses.reshape(-1).view(np.uint8).data)
+        found = np.frombuffer(memoryview(raw), dtype=np.uint64)
         return found.reshape(addresses.shape)
 
     def mappings(self) -> list[Mapping]:
@@ -379,8 +382,8 @@ class VM:
         """Give what the guest has written to the debug console since the last call."""
         return self._core.debug_take()
 
-    def _console_send(self, data: bytes) -> None:
-        self._core.console_send(data)
+    def _console_send(self, data: bytes) -> int:
+        return self._core.console_send(data)
 
     def __repr__(self) -> str:
         return (

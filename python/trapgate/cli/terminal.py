@@ -6,11 +6,13 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from types import FrameType
-from typing import NoReturn
+from typing import Any
 
+from trapgate.errors import InputFull
 from trapgate.vm import VM
 
 __all__ = ["ESCAPE", "ESCAPE_NAME", "connected"]
@@ -19,6 +21,10 @@ __all__ = ["ESCAPE", "ESCAPE_NAME", "connected"]
 ESCAPE = b"\x1d"
 ESCAPE_NAME = "Ctrl-]"
 
+_ENDING = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT)
+#: How long to wait for a guest that does not read, in seconds.
+_PATIENCE = 0.01
+
 
 @contextmanager
 def connected(vm: VM, *, escaped: threading.Event) -> Iterator[None]:
@@ -26,13 +32,15 @@ def connected(vm: VM, *, escaped: threading.Event) -> Iterator[None]:
 
     On a terminal, `escaped` is set and the machine stopped when the escape key is pressed.
     """
-    vm.console.listeners.append(_write)
     raw = sys.stdin.isatty()
-    with _raw_terminal() if raw else _nothing():
-        reader = threading.Thread(target=_read, args=(vm, escaped if raw else None), daemon=True)
-        reader.start()
-        yield
-    vm.console.listeners.remove(_write)
+    with _raw_terminal() if raw else nullcontext():
+        vm.console.listeners.append(_write)
+        try:
+            reader = threading.Thread(target=_read, args=(vm, escaped if raw else None), daemon=True)
+            reader.start()
+            yield
+        finally:
+            vm.console.listeners.remove(_write)
 
 
 def _write(data: bytes) -> None:
@@ -55,7 +63,7 @@ def _read(vm: VM, escaped: threading.Event | None) -> None:
         before, key, _ = data.partition(ESCAPE) if escaped else (data, b"", b"")
         try:
             if before:
-                vm.console.send(before)
+                _send(vm, before)
             if key and escaped:
                 escaped.set()
                 vm.stop()
@@ -63,9 +71,44 @@ def _read(vm: VM, escaped: threading.Event | None) -> None:
             return
 
 
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield
+def _send(vm: VM, data: bytes) -> None:
+    """Type all of `data`, however long the guest takes to read what waits already."""
+    while data:
+        try:
+            vm.console.send(data)
+            return
+        except InputFull as error:
+            data = data[error.taken :]
+            time.sleep(_PATIENCE)
+
+
+class _Ending:
+    """Turns signals that would end the process on the spot into an orderly exit, once: those that come while the
+    terminal is restored must not keep it from being restored."""
+
+    def __init__(self) -> None:
+        self.leaving = False
+        self._before: dict[signal.Signals, Any] = {}
+
+    def take(self) -> None:
+        for number in _ENDING:
+            handler = signal.getsignal(number)
+            # What the process was started to ignore (nohup) it goes on ignoring.
+            if handler is not signal.SIG_IGN:
+                self._before[number] = signal.SIG_DFL if handler is None else handler
+                signal.signal(number, self._leave)
+
+    def give_back(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _leave(self, number: int, _frame: FrameType | None) -> None:
+        if self.leaving:
+            return
+        self.leaving = True
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt
+        sys.exit(128 + number)
 
 
 @contextmanager
@@ -76,19 +119,12 @@ def _raw_terminal() -> Iterator[None]:
 
     descriptor = sys.stdin.fileno()
     before = termios.tcgetattr(descriptor)
-    ending = (signal.SIGTERM, signal.SIGHUP)
-    handlers = {number: signal.getsignal(number) for number in ending}
+    ending = _Ending()
     try:
-        for number in ending:
-            signal.signal(number, _leave)
+        ending.take()
         tty.setraw(descriptor, termios.TCSANOW)
         yield
     finally:
+        ending.leaving = True
         termios.tcsetattr(descriptor, termios.TCSADRAIN, before)
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-
-
-def _leave(number: int, _frame: FrameType | None) -> NoReturn:
-    """Turn a signal that would end the process on the spot into an orderly exit."""
-    sys.exit(128 + number)
+        ending.give_back()

@@ -21,7 +21,7 @@ use crate::errors;
 enum Owner {
     Bytes(Vec<u8>),
     Rows(Vec<Row>),
-    Ram { memory: Arc<GuestMemory>, offset: usize, len: usize, writable: bool },
+    Ram { memory: Arc<GuestMemory>, offset: usize, len: usize },
 }
 
 /// A range of bytes as a buffer; it keeps what it shows alive.
@@ -40,8 +40,8 @@ impl Buffer {
         Buffer(Owner::Rows(rows))
     }
 
-    /// Shows guest-physical memory, which must lie in one region of RAM.
-    pub fn from_ram(memory: &Arc<GuestMemory>, gpa: u64, len: u64, writable: bool) -> PyResult<Self> {
+    /// Shows guest-physical memory, read-only, which must lie in one region of RAM.
+    pub fn from_ram(memory: &Arc<GuestMemory>, gpa: u64, len: u64) -> PyResult<Self> {
         let end = gpa.checked_add(len);
         let inside = memory.regions().any(|r| {
             gpa >= r.start && gpa - r.start < r.len && end.is_some_and(|end| end - r.start <= r.len)
@@ -52,7 +52,7 @@ impl Buffer {
         let (Ok(offset), Ok(len)) = (usize::try_from(page.offset + gpa % 4096), usize::try_from(len)) else {
             return Err(errors::memory(format!("{len:#x} bytes are more than this host can address")));
         };
-        Ok(Buffer(Owner::Ram { memory: Arc::clone(memory), offset, len, writable }))
+        Ok(Buffer(Owner::Ram { memory: Arc::clone(memory), offset, len }))
     }
 }
 
@@ -61,31 +61,23 @@ impl Buffer {
     /// # Safety
     /// Called by CPython alone, with a `view` to be filled in.
     unsafe fn __getbuffer__(slf: Bound<'_, Self>, view: *mut ffi::Py_buffer, flags: c_int) -> PyResult<()> {
-        let (start, len, writable) = match &slf.get().0 {
-            Owner::Bytes(bytes) => (bytes.as_ptr(), bytes.len(), false),
+        let (start, len) = match &slf.get().0 {
+            Owner::Bytes(bytes) => (bytes.as_ptr(), bytes.len()),
             // A row is plain numbers without padding.
-            Owner::Rows(rows) => (rows.as_ptr().cast(), std::mem::size_of_val(rows.as_slice()), false),
-            Owner::Ram { memory, offset, len, writable } => {
+            Owner::Rows(rows) => (rows.as_ptr().cast(), std::mem::size_of_val(rows.as_slice())),
+            Owner::Ram { memory, offset, len } => {
                 // SAFETY: `from_ram` found `offset..offset + len` inside one region, and regions are contiguous
                 // inside the mapping, so the result and its `len` bytes are too.
-                (unsafe { memory.host_base().add(*offset) }, *len, *writable)
+                (unsafe { memory.host_base().add(*offset) }, *len)
             }
         };
         let len = ffi::Py_ssize_t::try_from(len).map_err(|e| PyBufferError::new_err(e.to_string()))?;
         // SAFETY: `view` is CPython's to fill. The bytes stay where they are as long as this object lives, to which
         // the view holds a reference: the class is frozen, a vector in it never changes, and RAM is never remapped.
         // The guest and readers in Python may touch the same bytes at the same time; Rust reaches RAM through
-        // atomics only, and never makes a reference to it. A writable view exists only while the machine stands.
-        let status = unsafe {
-            ffi::PyBuffer_FillInfo(
-                view,
-                slf.as_ptr(),
-                start.cast_mut().cast(),
-                len,
-                c_int::from(!writable),
-                flags,
-            )
-        };
+        // atomics only, and never makes a reference to it. Nobody may write through a view.
+        let status =
+            unsafe { ffi::PyBuffer_FillInfo(view, slf.as_ptr(), start.cast_mut().cast(), len, 1, flags) };
         if status == 0 { Ok(()) } else { Err(PyErr::fetch(slf.py())) }
     }
 }

@@ -1,25 +1,31 @@
-//! One machine as Python sees it. Guest code runs without the interpreter lock; whoever comes meanwhile is told that the
-//! machine is running, but for the few calls that are made from other threads on purpose.
+//! One machine as Python sees it. Guest code runs without the interpreter lock, in slices, by the thread that has claimed
+//! the machine; whoever else comes meanwhile is told that it is running, but for the calls that are made from
+//! other threads on purpose. Closing takes everything out of it: what Python keeps afterwards is an empty shell.
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, TryLockError};
+use std::thread::{self, ThreadId};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use pyo3::buffer::PyBuffer;
 use pyo3::exceptions::{PyAttributeError, PyOverflowError};
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyDict};
+use pyo3::types::{PyBytes, PyDict, PyList, PyTuple};
+use pyo3::{PyTraverseError, PyVisit};
 use trapgate_devices::{PhysAddr, Port, lock};
-use trapgate_engine::{GuestMemory, HookId, HookKind};
+use trapgate_engine::mmu::Paging;
+use trapgate_engine::{GuestMemory, HookId, HookKind, Vcpu};
 use trapgate_machine::board::PcBoard;
 use trapgate_machine::boot::{Decompression, Protocol};
-use trapgate_machine::{ClockKind, Config, Console, Exit, Limits, Machine, MachineError, Payload, Signal};
+use trapgate_machine::{
+    ClockKind, Config, Console, Exit, Limits, Machine, MachineError, Payload, Signal, Stats,
+};
 use trapgate_x86::model::Model;
 
-use crate::buffer::Buffer;
-use crate::device::{PyDevice, Raised};
+use crate::buffer::{Buffer, Input};
+use crate::device::{self, Object, PyDevice, Raised};
 use crate::registers::{self, Register};
 use crate::{errors, paging};
 
@@ -27,18 +33,50 @@ use crate::{errors, paging};
 #[pyclass(frozen, module = "trapgate._core")]
 #[derive(Debug)]
 pub struct Core {
-    machine: Mutex<Machine>,
-    memory: Arc<GuestMemory>,
+    /// None once it is closed. Held for the length of a slice, and for moments otherwise.
+    machine: Mutex<Option<Machine>>,
+    /// What of it is reached while it runs; None once it is closed.
+    open: Mutex<Option<Open>>,
     console: Arc<Console>,
+    /// Output that was given away, and perhaps did not arrive.
+    unread: Mutex<Unread>,
     debug: Arc<Console>,
     signal: Arc<Signal>,
-    board: Arc<PcBoard>,
+    /// The objects behind the devices written in Python, for the garbage collector to find.
+    objects: Mutex<Vec<Object>>,
     raised: Raised,
     /// The process that made the machine: its RAM is not there in a forked child.
     process: u32,
-    /// Instructions and nanoseconds as of the last slice, for readers while the machine runs.
-    icount: AtomicU64,
-    now: AtomicU64,
+    claim: Mutex<Claim>,
+    released: Condvar,
+    /// Somebody asked for a stop, as opposed to a device that raised.
+    stop_asked: AtomicBool,
+    /// Guest code is running: not even the thread that has claimed the machine may look at it.
+    in_slice: AtomicBool,
+    /// Counts as of the last slice. Nothing but a slice changes them.
+    stats: Mutex<Stats>,
+    /// The exit after which the machine cannot run on.
+    ended: Mutex<Option<Exit>>,
+}
+
+#[derive(Clone, Debug)]
+struct Open {
+    memory: Arc<GuestMemory>,
+    board: Arc<PcBoard>,
+}
+
+/// Bytes of the console, and the number of the first one.
+#[derive(Debug, Default)]
+struct Unread {
+    first: u64,
+    bytes: Vec<u8>,
+}
+
+/// Which thread runs the machine, and whether it is still to be had.
+#[derive(Debug, Default)]
+struct Claim {
+    runner: Option<ThreadId>,
+    closing: bool,
 }
 
 /// A hook that was hit: the hook, address, size, value and the instruction that did it.
@@ -47,35 +85,131 @@ type Event = (u32, u64, u64, u64, u64);
 /// Stands for "no limit" in the numbers of [`Core::run`].
 const UNLIMITED: u64 = u64::MAX;
 
-impl Core {
-    /// The machine, unless it is running on another thread.
-    fn idle(&self) -> PyResult<MutexGuard<'_, Machine>> {
-        self.ram()?;
-        match self.machine.try_lock() {
-            Ok(machine) => Ok(machine),
-            Err(TryLockError::WouldBlock) => Err(errors::state("the machine is running")),
-            Err(TryLockError::Poisoned(_)) => Err(errors::internal(
-                "the machine stopped in the middle of an instruction; it cannot be used on",
-            )),
-        }
-    }
+/// How long to wait before trying again for what another thread holds for a moment.
+const MOMENT: Duration = Duration::from_micros(50);
 
-    /// The guest's memory, unless this is a forked child, in which it is not mapped.
-    fn ram(&self) -> PyResult<&Arc<GuestMemory>> {
+/// Says for its lifetime that guest code runs.
+struct InSlice<'a>(&'a AtomicBool);
+
+impl<'a> InSlice<'a> {
+    fn begin(flag: &'a AtomicBool) -> Self {
+        flag.store(true, Ordering::Relaxed);
+        InSlice(flag)
+    }
+}
+
+impl Drop for InSlice<'_> {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Relaxed);
+    }
+}
+
+fn closed() -> PyErr {
+    errors::state("the machine is closed")
+}
+
+fn broken() -> PyErr {
+    errors::internal("the machine stopped in the middle of an instruction; it cannot be used on")
+}
+
+impl Core {
+    /// Fails in a forked child, in which RAM is not mapped and other threads are not there.
+    fn at_home(&self) -> PyResult<()> {
         if self.process == std::process::id() {
-            Ok(&self.memory)
+            Ok(())
         } else {
             Err(errors::state("the machine stayed behind in the process that made it"))
         }
     }
 
+    fn open(&self) -> PyResult<Open> {
+        self.at_home()?;
+        lock(&self.open).clone().ok_or_else(closed)
+    }
+
+    fn memory(&self) -> PyResult<Arc<GuestMemory>> {
+        Ok(self.open()?.memory)
+    }
+
+    /// Fails while the machine runs: of the thread that runs it, between a slice's begin and end.
+    fn idle(&self) -> PyResult<()> {
+        self.at_home()?;
+        let here = match lock(&self.claim).runner {
+            None => true,
+            Some(runner) => runner == thread::current().id() && !self.in_slice.load(Ordering::Relaxed),
+        };
+        if here { Ok(()) } else { Err(errors::state("the machine is running")) }
+    }
+
+    /// Does something with the machine, unless it runs; `None` if another thread holds it for the moment.
+    fn attempt<R>(&self, act: &mut impl FnMut(&mut Machine) -> R) -> PyResult<Option<R>> {
+        self.idle()?;
+        match self.machine.try_lock() {
+            Ok(mut machine) => machine.as_mut().map(act).map(Some).ok_or_else(closed),
+            Err(TryLockError::WouldBlock) => Ok(None),
+            Err(TryLockError::Poisoned(_)) => Err(broken()),
+        }
+    }
+
+    /// Does something short with the machine, unless it runs.
+    fn with<R>(&self, py: Python<'_>, mut act: impl FnMut(&mut Machine) -> R) -> PyResult<R> {
+        loop {
+            if let Some(result) = self.attempt(&mut act)? {
+                return Ok(result);
+            }
+            pause(py)?;
+        }
+    }
+
+    fn with_cpu<R>(&self, py: Python<'_>, mut act: impl FnMut(&mut Vcpu) -> R) -> PyResult<R> {
+        self.with(py, |machine| act(machine.cpu_mut()))
+    }
+
+    /// What translations depend on, as of now.
+    fn paging(&self, py: Python<'_>) -> PyResult<(Arc<GuestMemory>, Paging)> {
+        Ok((self.memory()?, self.with(py, |machine| machine.cpu().paging())?))
+    }
+
     /// Runs until a limit or an event.
     fn slice(&self, limits: &Limits) -> PyResult<Exit> {
-        let mut machine = self.idle()?;
-        let exit = machine.run(limits);
-        self.icount.store(machine.count(), Ordering::Relaxed);
-        self.now.store(machine.now(), Ordering::Relaxed);
+        self.idle()?;
+        if lock(&self.claim).runner.is_none() {
+            return Err(errors::internal("a machine runs that nobody has claimed"));
+        }
+        let end = limits.wall.and_then(|time| Instant::now().checked_add(time));
+        let mut machine = loop {
+            match self.machine.try_lock() {
+                Ok(machine) => break machine,
+                Err(TryLockError::Poisoned(_)) => return Err(broken()),
+                // Somebody looks at it. Should that take long, signals are to be served meanwhile.
+                Err(TryLockError::WouldBlock) if end.is_some_and(|end| Instant::now() >= end) => {
+                    return Ok(Exit::WallTimePassed);
+                }
+                Err(TryLockError::WouldBlock) => thread::sleep(MOMENT),
+            }
+        };
+        let machine = machine.as_mut().ok_or_else(closed)?;
+        // Whoever lost the machine's end to an exception is told again.
+        let mut ended = lock(&self.ended);
+        if let Some(exit) = *ended {
+            return Ok(exit);
+        }
+        let exit = {
+            let _in_slice = InSlice::begin(&self.in_slice);
+            machine.run(limits)
+        };
+        *lock(&self.stats) = machine.stats();
+        if last(exit) {
+            *ended = Some(exit);
+        }
         Ok(exit)
+    }
+
+    /// Forgets the objects of all devices: what they are bound to may hold this machine.
+    fn release_objects(&self) {
+        // Finalizers may run here, so no lock is held.
+        let objects = std::mem::take(&mut *lock(&self.objects));
+        objects.iter().for_each(device::forget);
     }
 
     fn register_named(name: &str) -> PyResult<Register> {
@@ -127,17 +261,114 @@ impl Core {
             other => errors::internal(other),
         })?;
         Ok(Core {
-            memory: Arc::clone(machine.cpu().memory()),
+            open: Mutex::new(Some(Open {
+                memory: Arc::clone(machine.cpu().memory()),
+                board: Arc::clone(machine.board()),
+            })),
             console: Arc::clone(machine.console()),
+            unread: Mutex::default(),
             debug: Arc::clone(machine.debug_console()),
             signal: Arc::clone(machine.signal()),
-            board: Arc::clone(machine.board()),
             raised: Raised::default(),
+            objects: Mutex::default(),
             process: std::process::id(),
-            icount: AtomicU64::new(0),
-            now: AtomicU64::new(0),
-            machine: Mutex::new(machine),
+            claim: Mutex::default(),
+            released: Condvar::new(),
+            stop_asked: AtomicBool::new(false),
+            in_slice: AtomicBool::new(false),
+            stats: Mutex::new(machine.stats()),
+            ended: Mutex::new(None),
+            machine: Mutex::new(Some(machine)),
         })
+    }
+
+    /// Claim the machine for this thread, to run it.
+    fn __enter__(&self) -> PyResult<()> {
+        self.at_home()?;
+        let mut claim = lock(&self.claim);
+        if claim.closing {
+            return Err(closed());
+        }
+        if claim.runner.is_some() {
+            return Err(errors::state("the machine is running already"));
+        }
+        claim.runner = Some(thread::current().id());
+        Ok(())
+    }
+
+    /// Give up the claim.
+    #[pyo3(signature = (*_exception))]
+    fn __exit__(&self, _exception: &Bound<'_, PyTuple>) {
+        let mut claim = lock(&self.claim);
+        if claim.runner == Some(thread::current().id()) {
+            claim.runner = None;
+            self.released.notify_all();
+        }
+    }
+
+    /// Whether a thread has claimed the machine.
+    #[getter]
+    fn running(&self) -> bool {
+        self.at_home().is_ok() && lock(&self.claim).runner.is_some()
+    }
+
+    /// Stop the machine, wait until whoever has claimed it is done, and give up all that it holds.
+    fn close(&self, py: Python<'_>) -> PyResult<()> {
+        if self.at_home().is_err() {
+            return Ok(());
+        }
+        loop {
+            {
+                let mut claim = lock(&self.claim);
+                if claim.runner == Some(thread::current().id()) {
+                    return Err(errors::state(
+                        "a machine cannot be closed from within its own run; stop() it, and close it when it \
+                         has returned",
+                    ));
+                }
+                claim.closing = true;
+                if claim.runner.is_none() {
+                    break;
+                }
+            }
+            self.stop();
+            py.detach(|| {
+                let claim = lock(&self.claim);
+                let waiting = |claim: &mut Claim| claim.runner.is_some();
+                drop(self.released.wait_timeout_while(claim, Duration::from_millis(20), waiting));
+            });
+            py.check_signals()?;
+        }
+        lock(&self.open).take();
+        self.release_objects();
+        loop {
+            let taken = py.detach(|| {
+                let machine = match self.machine.try_lock() {
+                    Ok(mut machine) => machine.take(),
+                    Err(TryLockError::Poisoned(machine)) => machine.into_inner().take(),
+                    Err(TryLockError::WouldBlock) => return false,
+                };
+                drop(machine);
+                true
+            });
+            if taken {
+                return Ok(());
+            }
+            pause(py)?;
+        }
+    }
+
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        // Must not wait. What is in use right now is reachable anyway.
+        let Ok(objects) = self.objects.try_lock() else { return Ok(()) };
+        objects.iter().try_for_each(|object| match object.try_lock() {
+            Ok(object) => visit.call(&*object),
+            Err(_) => Ok(()),
+        })
+    }
+
+    fn __clear__(&self) {
+        self.release_objects();
     }
 
     /// Run without the interpreter lock until something happens, at most for a number of milliseconds.
@@ -159,33 +390,37 @@ impl Core {
         let exit = py.detach(|| catch_unwind(AssertUnwindSafe(|| self.slice(&limits))));
         let exit =
             exit.map_err(|_| errors::internal("the monitor panicked; the machine cannot be used on"))??;
+        let asked = exit == Exit::Stopped && self.stop_asked.swap(false, Ordering::AcqRel);
         match lock(&self.raised).take() {
             Some(error) => Err(error),
+            // The stop of a device that raised before: its run ended otherwise meanwhile.
+            None if exit == Exit::Stopped && !asked => Ok(outcome(Exit::WallTimePassed)),
             None => Ok(outcome(exit)),
         }
     }
 
     /// End the running slice, or the next one; from any thread.
     fn stop(&self) {
+        self.stop_asked.store(true, Ordering::Release);
         self.signal.stop();
     }
 
     /// Instructions completed; while the machine runs, as of a moment ago.
     #[getter]
     fn icount(&self) -> u64 {
-        self.idle().map_or_else(|_| self.icount.load(Ordering::Relaxed), |machine| machine.count())
+        lock(&self.stats).instructions
     }
 
     /// Machine time in nanoseconds; while the machine runs, as of a moment ago.
     #[getter]
     fn now(&self) -> u64 {
-        self.idle().map_or_else(|_| self.now.load(Ordering::Relaxed), |machine| machine.now())
+        lock(&self.stats).nanoseconds
     }
 
-    /// Counts of what the machine has done so far.
-    fn stats(&self) -> PyResult<BTreeMap<&'static str, u64>> {
-        let stats = self.idle()?.stats();
-        Ok(BTreeMap::from([
+    /// Counts of what the machine has done so far; while it runs, as of a moment ago.
+    fn stats(&self) -> BTreeMap<&'static str, u64> {
+        let stats = *lock(&self.stats);
+        BTreeMap::from([
             ("instructions", stats.instructions),
             ("nanoseconds", stats.nanoseconds),
             ("blocks_decoded", stats.blocks_decoded),
@@ -193,30 +428,34 @@ impl Core {
             ("unmapped_port_writes", stats.unmapped_port_writes),
             ("unmapped_memory_reads", stats.unmapped_memory_reads),
             ("unmapped_memory_writes", stats.unmapped_memory_writes),
-        ]))
+        ])
     }
 
     /// Hash registers, RAM and devices.
     fn digest<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyBytes>> {
-        let digest = py.detach(|| Ok::<_, PyErr>(self.idle()?.digest()))?;
-        Ok(PyBytes::new(py, &digest))
+        loop {
+            if let Some(digest) = py.detach(|| self.attempt(&mut |machine| machine.digest()))? {
+                return Ok(PyBytes::new(py, &digest));
+            }
+            pause(py)?;
+        }
     }
 
-    fn register(&self, name: &str) -> PyResult<u128> {
-        Ok(Core::register_named(name)?.read(self.idle()?.cpu_mut()))
+    fn register(&self, py: Python<'_>, name: &str) -> PyResult<u128> {
+        let register = Core::register_named(name)?;
+        self.with_cpu(py, |cpu| register.read(cpu))
     }
 
-    fn set_register(&self, name: &str, value: &Bound<'_, PyAny>) -> PyResult<()> {
+    fn set_register(&self, py: Python<'_>, name: &str, value: &Bound<'_, PyAny>) -> PyResult<()> {
         let register = Core::register_named(name)?;
         let bits = register.bits();
-        let value = value.extract::<u128>().ok().filter(|value| bits == 128 || value >> bits == 0);
-        let value = value.ok_or_else(|| {
+        let number = value.extract::<u128>().ok().filter(|number| bits == 128 || number >> bits == 0);
+        let number = number.ok_or_else(|| {
             PyOverflowError::new_err(format!(
                 "{name} holds {bits} bits, counted from 0: the value does not fit"
             ))
         })?;
-        register.write(self.idle()?.cpu_mut(), value);
-        Ok(())
+        self.with_cpu(py, |cpu| register.write(cpu, number))
     }
 
     #[staticmethod]
@@ -225,60 +464,58 @@ impl Core {
     }
 
     /// Give start and length of each range of RAM.
-    fn regions(&self) -> Vec<(u64, u64)> {
-        self.memory.regions().map(|region| (region.start, region.len)).collect()
+    fn regions(&self) -> PyResult<Vec<(u64, u64)>> {
+        Ok(self.memory()?.regions().map(|region| (region.start, region.len)).collect())
     }
 
     fn read<'py>(&self, py: Python<'py>, address: u64, size: usize) -> PyResult<Bound<'py, PyBytes>> {
-        let memory = self.ram()?;
+        let memory = self.memory()?;
         if size as u64 > memory.len() {
             return Err(errors::memory(format!("{size:#x} bytes are more than the machine's RAM")));
         }
         PyBytes::new_with(py, size, |bytes| memory.read(address, bytes).map_err(errors::memory))
     }
 
+    /// Write all of `data` or nothing, which may be a view of this very memory.
     fn write(&self, py: Python<'_>, address: u64, data: &Bound<'_, PyAny>) -> PyResult<()> {
-        let bytes = PyBuffer::<u8>::get(data)?.to_vec(py)?;
-        self.ram()?.write(address, &bytes).map_err(errors::memory)
+        let (memory, data) = (self.memory()?, PyBuffer::<u8>::get(data)?);
+        let size = data.len_bytes();
+        if size as u64 > memory.len() {
+            return Err(errors::memory(format!("{size:#x} bytes are more than the machine's RAM")));
+        }
+        let mut bytes = errors::room(size)?;
+        bytes.resize(size, 0);
+        data.copy_to_slice(py, &mut bytes)?;
+        py.detach(|| memory.write(address, &bytes)).map_err(errors::memory)
     }
 
-    fn view(&self, address: u64, size: u64, writable: bool) -> PyResult<Buffer> {
-        if writable {
-            drop(self.idle()?);
-        }
-        Buffer::from_ram(self.ram()?, address, size, writable)
+    fn view(&self, address: u64, size: u64) -> PyResult<Buffer> {
+        Buffer::from_ram(&self.memory()?, address, size)
     }
 
-    /// Forget decoded code and cached translations of a range that was written through a view.
-    fn written(&self, address: u64, size: u64) {
-        let mut page = address & !0xfff;
-        while page < address.saturating_add(size) {
-            if let Some(host) = self.memory.page(page) {
-                self.memory.page_written(host.offset);
-            }
-            page = page.saturating_add(4096);
-        }
+    /// Fail while the machine runs.
+    fn check_idle(&self) -> PyResult<()> {
+        self.idle()
     }
 
     fn translate<'py>(&self, py: Python<'py>, linear: u64) -> PyResult<Bound<'py, PyDict>> {
-        let paging = self.idle()?.cpu().paging();
-        paging::explain(py, &self.memory, &paging, linear)
+        let (memory, paging) = self.paging(py)?;
+        paging::explain(py, &memory, &paging, linear)
     }
 
-    /// Translate an array of 64-bit addresses into one of physical addresses, all ones where unmapped.
+    /// Translate the bytes of 64-bit addresses into those of physical addresses, all ones where unmapped.
     fn translate_many(&self, py: Python<'_>, linear: &Bound<'_, PyAny>) -> PyResult<Buffer> {
-        let addresses = PyBuffer::<u64>::get(linear)?.to_vec(py)?;
-        let paging = self.idle()?.cpu().paging();
-        Ok(Buffer::from_bytes(py.detach(|| paging::translate_many(&self.memory, &paging, &addresses))))
+        let (memory, paging) = self.paging(py)?;
+        Ok(Buffer::from_bytes(paging::translate_many(py, &memory, &paging, &Input::new(linear)?)?))
     }
 
     /// Give linear address, physical address, size and rights of each range that is mapped.
-    fn mappings(&self, py: Python<'_>) -> PyResult<Vec<paging::Range>> {
-        let paging = self.idle()?.cpu().paging();
-        py.detach(|| paging::mappings(&self.memory, &paging))
+    fn mappings<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
+        let (memory, paging) = self.paging(py)?;
+        paging::mappings(py, &memory, &paging)
     }
 
-    fn add_hook(&self, kind: &str, first: u64, last: u64) -> PyResult<u32> {
+    fn add_hook(&self, py: Python<'_>, kind: &str, first: u64, last: u64) -> PyResult<u32> {
         let kind = match kind {
             "exec" => HookKind::Exec,
             "mem_read" => HookKind::MemRead,
@@ -289,23 +526,35 @@ impl Core {
             "cpuid" => HookKind::Cpuid,
             other => return Err(errors::config(format!("there is no hook on {other}"))),
         };
-        Ok(self.idle()?.cpu_mut().add_hook(kind, first, last).0)
+        self.with_cpu(py, |cpu| cpu.add_hook(kind, first, last).0)
     }
 
-    fn remove_hook(&self, hook: u32) -> PyResult<()> {
-        self.idle()?.cpu_mut().remove_hook(HookId(hook));
+    /// Remove a hook; of a machine that is closed, none is left.
+    fn remove_hook(&self, py: Python<'_>, hook: u32) -> PyResult<()> {
+        if lock(&self.claim).closing && lock(&self.open).is_none() {
+            return Ok(());
+        }
+        self.with_cpu(py, |cpu| cpu.remove_hook(HookId(hook)))?;
         Ok(())
     }
 
     /// Give the hooks that were hit, in order: the hook, address, size, value and the instruction that did it.
-    fn take_events(&self) -> PyResult<Vec<Event>> {
-        let events = self.idle()?.cpu_mut().take_hook_events();
+    fn take_events(&self, py: Python<'_>) -> PyResult<Vec<Event>> {
+        let events = self.with_cpu(py, Vcpu::take_hook_events)?;
         Ok(events.iter().map(|e| (e.hook.0, e.at, e.size, e.value, e.rip.unwrap_or_default())).collect())
     }
 
-    /// Give what the guest has written to its console since the last call.
-    fn console_take<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
-        PyBytes::new(py, &self.console.take())
+    /// Give what the guest has written to its console from the byte of that number on; what was before it is forgotten.
+    /// Should the caller not get so far as to note what it was given, it asks for the same again.
+    #[pyo3(signature = (from, /))]
+    fn console_take<'py>(&self, py: Python<'py>, from: u64) -> Bound<'py, PyBytes> {
+        let mut unread = lock(&self.unread);
+        let known = usize::try_from(from.saturating_sub(unread.first)).unwrap_or(usize::MAX);
+        let known = known.min(unread.bytes.len());
+        unread.bytes.drain(..known);
+        unread.first += known as u64;
+        unread.bytes.extend(self.console.take());
+        PyBytes::new(py, &unread.bytes)
     }
 
     /// Give what the guest has written to the debug console since the last call.
@@ -315,31 +564,71 @@ impl Core {
 
     /// Put a device written in Python on ports or into the address space.
     fn attach(&self, space: &str, base: u64, size: u64, device: Py<PyAny>) -> PyResult<()> {
-        drop(self.idle()?);
-        let device = Arc::new(Mutex::new(PyDevice::new(device, &self.raised, &self.signal)));
+        self.idle()?;
+        let board = self.open()?.board;
+        let object = Object::new(Mutex::new(Some(device)));
+        let device = Arc::new(Mutex::new(PyDevice::new(&object, &self.raised, &self.signal)));
         let attached = match (space, u16::try_from(base)) {
-            ("ports", Ok(port)) => self.board.ports.insert(Port(port), size, &device, 0),
-            ("mmio", _) => self.board.memory.insert(PhysAddr(base), size, &device, 0),
+            ("ports", Ok(port)) => board.ports.insert(Port(port), size, &device, 0),
+            ("mmio", _) => board.memory.insert(PhysAddr(base), size, &device, 0),
             _ => return Err(errors::config(format!("{base:#x} is no place for a device on {space}"))),
         };
-        attached.map_err(errors::config)
+        attached.map_err(errors::config)?;
+        lock(&self.objects).push(object);
+        Ok(())
     }
 
     /// Press the power button; from any thread.
-    fn press_power_button(&self, py: Python<'_>) {
-        py.detach(|| self.board.press_power_button());
+    fn press_power_button(&self, py: Python<'_>) -> PyResult<()> {
+        let board = self.open()?.board;
+        py.detach(|| board.press_power_button());
+        Ok(())
     }
 
     /// Raise or lower an interrupt line of the ISA bus; from any thread.
-    fn set_irq(&self, py: Python<'_>, line: u8, level: bool) {
+    fn set_irq(&self, py: Python<'_>, line: u8, level: bool) -> PyResult<()> {
+        let board = self.open()?.board;
         // Another thread may hold the interrupt controllers while it waits for the interpreter in a device.
-        py.detach(|| self.board.irq_line(line).set(level));
+        py.detach(|| board.irq_line(line).set(level));
+        Ok(())
     }
 
     /// Queue input for the guest's console, as much as there is room for; from any thread.
     fn console_send(&self, data: &[u8]) -> usize {
         self.console.send(data)
     }
+}
+
+impl Drop for Core {
+    fn drop(&mut self) {
+        // In a forked child the place of RAM is free, and may hold something else by now: it must not be unmapped.
+        if self.at_home().is_err()
+            && let Ok(open) = self.open.get_mut()
+            && let Some(open) = open.take()
+        {
+            std::mem::forget(open);
+        }
+    }
+}
+
+/// Waits a moment for another thread, and serves signals.
+fn pause(py: Python<'_>) -> PyResult<()> {
+    py.detach(|| thread::sleep(MOMENT));
+    py.check_signals()
+}
+
+/// Whether the machine cannot run on after an exit.
+fn last(exit: Exit) -> bool {
+    !matches!(
+        exit,
+        Exit::CountReached
+            | Exit::TimeReached
+            | Exit::WallTimePassed
+            | Exit::Stopped
+            | Exit::ConsoleOutput
+            | Exit::Halted
+            | Exit::Hook
+    )
 }
 
 /// Where the virtual clock's real-time clock starts: 2000-01-01.

@@ -48,7 +48,13 @@ fn parse_features(cpu: &str) -> PyResult<Features> {
     }
 }
 
-/// Decode instructions one after the other, with what is known about each.
+/// Memory that must be there before instructions are described: more than [`MOST_AT_ONCE`] of them take, here and as
+/// Python objects.
+const SPARE: usize = 8 << 20;
+/// Instructions that are described before Python is asked again.
+const MOST_AT_ONCE: usize = 512;
+
+/// Decode instructions one after the other from an offset on, with what is known about each; some at a time.
 #[pyfunction]
 pub fn decode(
     py: Python<'_>,
@@ -56,14 +62,16 @@ pub fn decode(
     bits: u32,
     address: u64,
     cpu: &str,
+    start: usize,
 ) -> PyResult<Vec<Decoded>> {
     let (bits, features) = (parse_bits(bits)?, parse_features(cpu)?);
     let code = Input::new(code)?;
+    drop(std::hint::black_box(errors::room::<u8>(SPARE)?));
+    let mut decoded = errors::room(MOST_AT_ONCE)?;
     Ok(py.detach(|| {
-        let mut decoded = Vec::with_capacity(code.len() / 4);
         let mut writer = TextWriter::new();
-        let (mut offset, mut bytes) = (0, [0; MAX_LENGTH]);
-        while offset < code.len() {
+        let (mut offset, mut bytes) = (start, [0; MAX_LENGTH]);
+        while offset < code.len() && decoded.len() < MOST_AT_ONCE {
             let count = code.read(offset, &mut bytes);
             let ip = address.wrapping_add(offset as u64);
             let one = describe(&mut writer, &bytes[..count], offset, bits, ip, &features);
@@ -198,27 +206,40 @@ fn action(action: Action) -> (&'static str, &'static str) {
 pub fn decode_columns(py: Python<'_>, code: &Bound<'_, PyAny>, bits: u32, cpu: &str) -> PyResult<Buffer> {
     let (bits, features) = (parse_bits(bits)?, parse_features(cpu)?);
     let code = Input::new(code)?;
-    Ok(Buffer::from_rows(py.detach(|| all_rows(&code, bits, &features))))
-}
-
-fn all_rows(code: &Input, bits: Bits, features: &Features) -> Vec<Row> {
-    let mut rows = Vec::with_capacity(code.len() / 4 + 1);
+    let mut rows = Vec::new();
     let mut window = vec![0; WINDOW + MAX_LENGTH];
     let mut start = 0;
     while start < code.len() {
-        let count = code.read(start, &mut window);
-        // What begins behind the window may be cut off by its end, and is left to the next.
-        let mut end = 0;
-        decode_rows(&window[..count], bits, features, |row| {
-            let offset = row.offset as usize;
-            if offset < WINDOW {
-                end = offset + usize::from(row.length);
-                rows.push(Row { offset: (start + offset) as u64, ..row });
-            }
-        });
-        start += end;
+        start = py.detach(|| {
+            // Every byte may be a row of its own.
+            errors::more_room(&mut rows, WINDOW)?;
+            Ok::<_, PyErr>(window_rows(&code, start, bits, &features, &mut window, &mut rows))
+        })?;
+        py.check_signals()?;
     }
-    rows
+    Ok(Buffer::from_rows(rows))
+}
+
+/// Adds the rows of the instructions that begin in the window from `start` on; gives where the next one begins.
+fn window_rows(
+    code: &Input,
+    start: usize,
+    bits: Bits,
+    features: &Features,
+    window: &mut [u8],
+    rows: &mut Vec<Row>,
+) -> usize {
+    let count = code.read(start, window);
+    // What begins behind the window may be cut off by its end, and is left to the next.
+    let mut end = 0;
+    decode_rows(&window[..count], bits, features, |row| {
+        let offset = row.offset as usize;
+        if offset < WINDOW {
+            end = offset + usize::from(row.length);
+            rows.push(Row { offset: (start + offset) as u64, ..row });
+        }
+    });
+    start + end
 }
 
 /// The mnemonics that rows number.

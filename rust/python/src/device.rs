@@ -11,9 +11,19 @@ use trapgate_machine::Signal;
 /// The first exception of a device since the run began.
 pub type Raised = Arc<Mutex<Option<PyErr>>>;
 
+/// The Python object behind a device: shared with the machine's handle, through which the garbage collector finds it,
+/// and taken away when the machine is closed.
+pub type Object = Arc<Mutex<Option<Py<PyAny>>>>;
+
+/// Lets go of the object, whose finalizer may run.
+pub fn forget(object: &Object) {
+    let object = lock(object).take();
+    drop(object);
+}
+
 /// A Python object with `read` and `write`.
 pub struct PyDevice {
-    object: Py<PyAny>,
+    object: Object,
     raised: Raised,
     signal: Arc<Signal>,
 }
@@ -25,8 +35,17 @@ impl fmt::Debug for PyDevice {
 }
 
 impl PyDevice {
-    pub fn new(object: Py<PyAny>, raised: &Raised, signal: &Arc<Signal>) -> Self {
-        PyDevice { object, raised: Arc::clone(raised), signal: Arc::clone(signal) }
+    pub fn new(object: &Object, raised: &Raised, signal: &Arc<Signal>) -> Self {
+        PyDevice { object: Arc::clone(object), raised: Arc::clone(raised), signal: Arc::clone(signal) }
+    }
+
+    /// Calls a method, unless the object is gone.
+    fn call<'py, A>(&self, py: Python<'py>, method: &str, arguments: A) -> PyResult<Option<Bound<'py, PyAny>>>
+    where
+        A: pyo3::call::PyCallArgs<'py>,
+    {
+        let object = lock(&self.object).as_ref().map(|object| object.clone_ref(py));
+        object.map(|object| object.into_bound(py).call_method1(method, arguments)).transpose()
     }
 
     fn raise(&self, error: PyErr) {
@@ -43,8 +62,10 @@ impl Device for PyDevice {
     fn read(&mut self, offset: u64, size: u8, _now: Nanos) -> u64 {
         let value = Python::attach(|py| {
             // Of a number that is too large the low bytes count, as of any wider register.
-            let value = self.object.bind(py).call_method1("read", (offset, size))?;
-            value.bitand(u64::MAX)?.extract::<u64>()
+            match self.call(py, "read", (offset, size))? {
+                Some(value) => value.bitand(u64::MAX)?.extract::<u64>(),
+                None => Ok(u64::MAX),
+            }
         });
         value.unwrap_or_else(|error| {
             self.raise(error);
@@ -53,8 +74,7 @@ impl Device for PyDevice {
     }
 
     fn write(&mut self, offset: u64, size: u8, value: u64, _now: Nanos) {
-        let done =
-            Python::attach(|py| self.object.call_method1(py, "write", (offset, size, value)).map(drop));
+        let done = Python::attach(|py| self.call(py, "write", (offset, size, value)).map(drop));
         if let Err(error) = done {
             self.raise(error);
         }
