@@ -10,6 +10,8 @@ mod mix;
 pub mod mmu;
 pub mod platform;
 pub mod state;
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+pub mod translate;
 pub mod vector;
 
 pub use exit::{Exit, Unsupported};

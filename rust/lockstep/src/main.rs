@@ -1,9 +1,10 @@
-//! `lockstep hash|paranoid|qemu`: where do two runs of one guest part?
+//! `lockstep hash|paranoid|engines|qemu`: where do two runs of one guest part?
 
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
+use trapgate_engine::translate::TranslateOptions;
 use trapgate_lockstep::compare::{self, Every, Summary};
 use trapgate_lockstep::guest::{Guest, read};
 use trapgate_lockstep::{hash, paranoid};
@@ -11,10 +12,11 @@ use trapgate_x86::insn::Bits;
 use trapgate_x86::model::X86_64_V2;
 
 const USAGE: &str = "\
-usage: lockstep hash|paranoid|qemu [OPTION]...
+usage: lockstep hash|paranoid|engines|qemu [OPTION]...
 
   hash      print a hash of the whole state every so many instructions, in virtual time
   paranoid  compare a normal run with one in which the interpreter keeps nothing from one instruction to the next
+  engines   compare the interpreter with the translator
   qemu      compare with qemu-system-x86_64 (TCG) through its gdb stub
 
 The guest is debian-12 from the image cache unless one is given:
@@ -28,10 +30,12 @@ Counts of instructions, with K, M or G:
   --start N         run alone up to N, then begin                            (0)
   --end N           stop at N                                                (1M)
   --every N         hash: a line each N                                      (1M)
-                    paranoid: compare processors each N                      (1)
+                    paranoid, engines: compare processors each N             (1)
                     qemu: compare each N, or `instruction`, or `block`       (10K)
-  --hash-every N    paranoid: compare everything each N                      (100K)
+  --hash-every N    paranoid, engines: compare everything each N                      (100K)
   --memory-every N  qemu: compare all memory each N                          (1M)
+  --longest N       engines: instructions of a unit at most                  (48)
+  --link yes|no     engines: jumps lead straight from unit to unit           (yes)
   --skip yes|no     qemu: run ours alone where the guest only polls devices  (yes)
 
 Exit status: 0 no difference, 1 a difference, 2 an error.";
@@ -54,7 +58,7 @@ struct Options(Vec<(String, String)>);
 
 impl Options {
     fn parse(mut args: impl Iterator<Item = String>) -> Result<Options, AnyError> {
-        const KNOWN: [&str; 12] = [
+        const KNOWN: [&str; 14] = [
             "kernel",
             "initrd",
             "append",
@@ -67,6 +71,8 @@ impl Options {
             "hash-every",
             "memory-every",
             "skip",
+            "longest",
+            "link",
         ];
         let mut options = Vec::new();
         while let Some(arg) = args.next() {
@@ -144,8 +150,16 @@ fn run() -> Result<bool, AnyError> {
             hash::run(&mut machine, options.number("every", 1_000_000)?, end, |line| println!("{line}"));
             Ok(true)
         }
-        "paranoid" => {
+        "paranoid" | "engines" => {
+            let against = if command == "paranoid" {
+                paranoid::Against::Paranoid
+            } else {
+                let longest = options.number("longest", 48)? as u32;
+                let link = options.get("link") != Some("no");
+                paranoid::Against::Translated(TranslateOptions { longest, link, ..TranslateOptions::default() })
+            };
             let plan = paranoid::Plan {
+                against,
                 start,
                 end,
                 every: options.number("every", 1)?,

@@ -8,6 +8,7 @@
 use std::fmt;
 
 use trapgate_engine::memory::PAGE;
+use trapgate_engine::translate::TranslateOptions;
 use trapgate_machine::{Exit, Limits, Machine, MachineError};
 use trapgate_x86::insn::Bits;
 
@@ -16,9 +17,30 @@ use crate::instruction::Instruction;
 use crate::ours::Ours;
 use crate::registers::{Difference, Registers};
 
+/// What the normal machine is compared with.
+#[derive(Clone, Copy, Debug)]
+pub enum Against {
+    /// The interpreter with every short cut taken away.
+    Paranoid,
+    /// The translator.
+    Translated(TranslateOptions),
+}
+
+impl Against {
+    fn apply(self, machine: &mut Machine) {
+        match self {
+            Against::Paranoid => machine.set_paranoid(true),
+            Against::Translated(options) => {
+                machine.set_translate(Some(options));
+            }
+        }
+    }
+}
+
 /// Which part of a run is compared, and how often.
 #[derive(Clone, Copy, Debug)]
 pub struct Plan {
+    pub against: Against,
     /// Both run normally up to here.
     pub start: u64,
     pub end: u64,
@@ -86,7 +108,7 @@ impl fmt::Display for Divergence {
 
 /// Runs a guest both ways and compares.
 pub fn compare(guest: &Guest, plan: &Plan) -> Result<Verdict, MachineError> {
-    let (mut normal, mut paranoid) = pair(guest, plan.start)?;
+    let (mut normal, mut paranoid) = pair(guest, plan.against, plan.start)?;
     // Processors that are equal do not say that memory is: `good` is where everything was last seen equal.
     let (mut at, mut good) = (normal.count(), normal.count());
     loop {
@@ -100,7 +122,7 @@ pub fn compare(guest: &Guest, plan: &Plan) -> Result<Verdict, MachineError> {
             && (!whole || normal.digest() == paranoid.digest());
         if !same {
             let seen = normal.count().max(paranoid.count()).max(good + 1);
-            return Ok(Verdict::Differs(Box::new(narrow(guest, good, seen)?)));
+            return Ok(Verdict::Differs(Box::new(narrow(guest, plan.against, good, seen)?)));
         }
         if last {
             return Ok(Verdict::Same { count: normal.count(), exit: exits.0 });
@@ -112,11 +134,11 @@ pub fn compare(guest: &Guest, plan: &Plan) -> Result<Verdict, MachineError> {
 }
 
 /// Two equal machines after `start` instructions, the second in paranoid mode from there on.
-fn pair(guest: &Guest, start: u64) -> Result<(Machine, Machine), MachineError> {
+fn pair(guest: &Guest, against: Against, start: u64) -> Result<(Machine, Machine), MachineError> {
     let mut machines = (guest.machine()?, guest.machine()?);
     run(&mut machines.0, start);
     run(&mut machines.1, start);
-    machines.1.set_paranoid(true);
+    against.apply(&mut machines.1);
     Ok(machines)
 }
 
@@ -130,12 +152,12 @@ fn run(machine: &mut Machine, to: u64) -> Option<Exit> {
 }
 
 /// Finds the instruction between `good` and `seen` that ends differently.
-fn narrow(guest: &Guest, good: u64, seen: u64) -> Result<Divergence, MachineError> {
+fn narrow(guest: &Guest, against: Against, good: u64, seen: u64) -> Result<Divergence, MachineError> {
     // The normal machine runs without a stop, since a stop ends blocks and looks at events anew.
     let probe = |at: u64| -> Result<(Machine, Machine, bool), MachineError> {
         let (mut normal, mut paranoid) = (guest.machine()?, guest.machine()?);
         run(&mut paranoid, good);
-        paranoid.set_paranoid(true);
+        against.apply(&mut paranoid);
         let exits = (run(&mut normal, at), run(&mut paranoid, at));
         let same = exits.0 == exits.1 && normal.digest() == paranoid.digest();
         Ok((normal, paranoid, same))
@@ -171,7 +193,7 @@ fn narrow(guest: &Guest, good: u64, seen: u64) -> Result<Divergence, MachineErro
 }
 
 /// How many instructions before the one that differs are shown.
-const RECENT: u64 = 12;
+const RECENT: u64 = 80;
 
 /// The instruction after `count` completed ones, and those that led to it.
 fn leading_to(guest: &Guest, count: u64) -> Result<(Instruction, Vec<Instruction>), MachineError> {
@@ -247,7 +269,7 @@ mod tests {
 
     #[test]
     fn a_program_that_rewrites_itself_runs_the_same_way() {
-        let plan = Plan { start: 0, end: 1000, every: 1, hash_every: 7 };
+        let plan = Plan { against: Against::Paranoid, start: 0, end: 1000, every: 1, hash_every: 7 };
         let verdict = compare(&rewriter(), &plan).unwrap();
         assert!(matches!(verdict, Verdict::Same { count: 303, exit: Some(Exit::Halted) }), "{verdict:?}");
     }
@@ -267,7 +289,7 @@ mod tests {
     #[test]
     fn a_difference_is_narrowed_to_its_instruction() {
         // No bug at hand: what narrowing prints is tried on machines that are equal.
-        let found = narrow(&rewriter(), 10, 20).unwrap();
+        let found = narrow(&rewriter(), Against::Paranoid, 10, 20).unwrap();
         assert_eq!((found.count, found.seen, found.registers.len(), found.others.len()), (10, 20, 0, 0));
         let text = found.to_string();
         assert!(text.contains("equal again"), "{text}");

@@ -39,6 +39,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         },
     };
     let mut machine = Machine::new(&config, &payload)?;
+    if std::env::var_os("TRANSLATE").is_some() && !machine.set_translate(Some(Default::default())) {
+        eprintln!("this host cannot run translated code");
+    }
     let start = Instant::now();
     let limits = Limits { wall: Some(Duration::from_millis(50)), ..Limits::default() };
     loop {
@@ -69,4 +72,7 @@ fn report(why: &str, machine: &Machine, start: Instant) {
     let seconds = start.elapsed().as_secs_f64();
     let count = machine.count();
     eprintln!("\n{why} after {count} instructions, {seconds:.2} s, {:.1} M/s", count as f64 / seconds / 1e6);
+    if let Some(stats) = machine.translator_stats() {
+        eprintln!("{stats:?}");
+    }
 }

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use trapgate_devices::Nanos;
 use trapgate_engine::memory::{MemoryError, Region};
 use trapgate_engine::state::Processor;
+use trapgate_engine::translate::{TranslateOptions, TranslatorStats};
 use trapgate_engine::{Engine, Exit as EngineExit, GuestMemory, Requests, Unsupported, Vcpu};
 use trapgate_x86::features::Features;
 use trapgate_x86::model::{Dynamic, Model, Topology};
@@ -260,6 +261,16 @@ impl Machine {
     /// Paranoid mode of the engine, see [`Engine::set_paranoid`]: slow, and nothing that a guest could notice.
     pub fn set_paranoid(&mut self, on: bool) {
         self.engine.set_paranoid(on);
+    }
+
+    /// Lets the binary translator run what it can; see [`Engine::set_translate`].
+    pub fn set_translate(&mut self, options: Option<TranslateOptions>) -> bool {
+        self.engine.set_translate(options)
+    }
+
+    /// What the translator did, if there is one.
+    pub fn translator_stats(&self) -> Option<TranslatorStats> {
+        self.engine.translator_stats()
     }
 
     /// Completed instructions since power-on.

@@ -112,7 +112,7 @@ pub(crate) fn opsize(layout: &Layout, row: &Row) -> u8 {
     }
 }
 
-fn build(bytes: &[u8], layout: &Layout, row: &Row) -> Insn {
+pub(crate) fn build(bytes: &[u8], layout: &Layout, row: &Row) -> Insn {
     let memory = has_memory(layout, row);
     let mut insn = Insn {
         op: row.op,

@@ -7,7 +7,7 @@
 //!
 //! **Two steps.** [`layout`] finds the parts of an instruction without knowing a CPU model; [`decode`] chooses the row that
 //! fits bytes, mode and model, and builds the [`insn::Insn`]. An executor that copies instructions uses the first step's
-//! offsets, [`columns`] stops after the choice, [`enumerate`] runs the way backwards.
+//! offsets and [`slots`], [`columns`] stops after the choice, [`enumerate`] runs the way backwards.
 //!
 //! **Facts.** [`class`] and [`flags`] are tables of our own; register and memory use and text come from iced-x86 behind the
 //! types of [`facts`].
@@ -28,6 +28,7 @@ pub mod model;
 pub mod msr;
 pub mod op;
 pub mod regs;
+pub mod slots;
 mod table;
 
 pub use table::Map;

@@ -3,7 +3,7 @@
 //! One rule of counting (architecture, 4.7): a completed instruction counts 1, an iteration of a repeated one counts 1,
 //! a faulting one and the delivery of an event count 0. An event is taken at the first boundary that allows it.
 
-use trapgate_x86::insn::Seg;
+use trapgate_x86::insn::{Bits, Seg};
 use trapgate_x86::msr::debugctl;
 use trapgate_x86::op::Op;
 use trapgate_x86::regs::{dr6, rflags};
@@ -15,6 +15,8 @@ use crate::hooks::{HookEvent, HookId, HookKind};
 use crate::mmu::shadow;
 use crate::platform::Interrupt;
 use crate::state::{BLOCK_RIP, NO_PAGE, Requests, Shadow, Vcpu};
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+use crate::translate::{Next, TranslateOptions, Translator, TranslatorStats};
 
 /// A vCPU with its interpreter.
 #[derive(Debug)]
@@ -22,6 +24,8 @@ pub struct Engine {
     pub cpu: Vcpu,
     cache: Cache,
     paranoid: bool,
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    translator: Option<Box<Translator>>,
 }
 
 /// Rounds of the loop without a completed instruction after which the caller gets to look around.
@@ -35,7 +39,13 @@ enum Step {
 
 impl Engine {
     pub fn new(cpu: Vcpu) -> Self {
-        Engine { cpu, cache: Cache::default(), paranoid: false }
+        Engine {
+            cpu,
+            cache: Cache::default(),
+            paranoid: false,
+            #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+            translator: None,
+        }
     }
 
     /// In paranoid mode nothing is kept from one instruction to the next: no translation, no decoded block, no trust in
@@ -44,6 +54,22 @@ impl Engine {
     pub fn set_paranoid(&mut self, on: bool) {
         self.paranoid = on;
         self.cache.set_longest_one(on);
+    }
+
+    /// Lets the binary translator run what it can, or not. False if this host cannot: it lacks instructions, or forbids
+    /// executable memory.
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    pub fn set_translate(&mut self, options: Option<TranslateOptions>) -> bool {
+        let possible = Translator::is_possible();
+        let make = |options| Translator::new(options).ok().map(Box::new);
+        self.translator = options.filter(|_| possible).and_then(make);
+        self.translator.is_some() == options.is_some()
+    }
+
+    /// What the translator did, if there is one.
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    pub fn translator_stats(&self) -> Option<TranslatorStats> {
+        self.translator.as_ref().map(|translator| translator.stats)
     }
 
     /// Blocks decoded since the start.
@@ -108,7 +134,18 @@ impl Engine {
                 // A repetition, too, is looked at after each iteration.
                 cpu.limit = cpu.count + 1;
             }
-            let most = if PARANOID || single(cpu) { 1 } else { room };
+            let mut most = if PARANOID || single(cpu) { 1 } else { room };
+            #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+            if !PARANOID
+                && let Some(translator) = &mut self.translator
+                && room > translator.least_room()
+                && may_translate(cpu)
+            {
+                match translator.run(cpu, room) {
+                    Next::Look => continue,
+                    Next::Interpret => most = 1,
+                }
+            }
             let step = match self.cache.find(cpu) {
                 Ok(at) if self.cache.block(at).hooked && exec_hooks(cpu) => return Exit::Hook,
                 Ok(at) => match inside(cpu, self.cache.block(at), most) {
@@ -122,6 +159,12 @@ impl Engine {
             }
         }
     }
+}
+
+/// Whether translated code may run now: 64-bit code that nobody wants to see step by step.
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+fn may_translate(cpu: &Vcpu) -> bool {
+    !cpu.attention && cpu.mode.bits == Bits::B64 && !cpu.hooks.exec && !cpu.alignment_checks()
 }
 
 /// Whether an execution hook on the next instruction is still to be served.

@@ -100,7 +100,7 @@ impl Vcpu {
             self.shadow_tables.flush_pcid(pcid);
         }
         // The inline TLB has no tags: it is filled again from what stays (SDM vol. 3, 4.10.4.1).
-        self.tlb.flush();
+        self.tlb.flush_local();
         self.end_block();
         Ok(())
     }
@@ -304,7 +304,7 @@ pub(super) fn invpcid(cpu: &mut Vcpu, u: &Uop) -> Done {
         _ => cpu.shadow_tables.flush_local(),
     }
     // The inline TLB has no tags: it is filled again from what stays.
-    cpu.tlb.flush();
+    if kind == 2 { cpu.tlb.flush() } else { cpu.tlb.flush_local() }
     cpu.end_block();
     Ok(())
 }

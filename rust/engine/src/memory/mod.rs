@@ -6,7 +6,7 @@
 
 mod host;
 
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use host::HostRam;
 pub use host::Word;
@@ -64,6 +64,8 @@ pub struct GuestMemory {
     placed: Vec<Placed>,
     /// One a host page: odd while code of this page is cached.
     code: Vec<AtomicU32>,
+    /// Times that a page with cached code was written first.
+    code_writes: AtomicU64,
 }
 
 impl GuestMemory {
@@ -85,7 +87,7 @@ impl GuestMemory {
         }
         let ram = HostRam::new(host)?;
         let code = (0..host / PAGE).map(|_| AtomicU32::new(0)).collect();
-        Ok(GuestMemory { ram, placed, code })
+        Ok(GuestMemory { ram, placed, code, code_writes: AtomicU64::new(0) })
     }
 
     /// The regions, in ascending order.
@@ -166,6 +168,11 @@ impl GuestMemory {
         self.code[(host / PAGE) as usize].load(Ordering::Acquire)
     }
 
+    /// Changes when a page with cached code was written: then its [`Self::code_state`] is to be looked at.
+    pub fn code_writes(&self) -> u64 {
+        self.code_writes.load(Ordering::Acquire)
+    }
+
     /// Marks the page as holding cached code and gives its (odd) counter and whether it was newly marked.
     pub fn watch_code(&self, host: u64) -> (u32, bool) {
         let cell = &self.code[(host / PAGE) as usize];
@@ -189,6 +196,7 @@ impl GuestMemory {
         if now & 1 == 1 {
             // A failed exchange means that someone else has noticed a write already.
             let _ = cell.compare_exchange(now, now.wrapping_add(1), Ordering::AcqRel, Ordering::Acquire);
+            self.code_writes.fetch_add(1, Ordering::Release);
         }
     }
 

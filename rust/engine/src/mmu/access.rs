@@ -263,7 +263,7 @@ impl Vcpu {
         }
     }
 
-    fn alignment_checks(&self) -> bool {
+    pub(crate) fn alignment_checks(&self) -> bool {
         self.cr0 & cr0::AM != 0 && self.cpl == 3 && self.flags.is_set(rflags::AC)
     }
 
@@ -315,6 +315,7 @@ impl Vcpu {
             read: may(false, false) && !slow,
             write: may(true, false) && m.dirty && !watched && !page.read_only && !slow,
             fetch: may(false, true),
+            global: m.global,
         };
         self.tlb.fill(linear, user, page.offset, m.page_size, rights);
         if page.read_only { Place::Rom(page.offset + offset) } else { Place::Ram(page.offset + offset) }

@@ -15,9 +15,27 @@ pub struct Entry {
     pub fetch: u64,
     /// Offset of the page in the host mapping.
     pub host: u64,
+    /// The translation is a global one.
+    pub global: bool,
 }
 
-const EMPTY: Entry = Entry { read: NONE, write: NONE, fetch: NONE, host: 0 };
+const EMPTY: Entry = Entry { read: NONE, write: NONE, fetch: NONE, host: 0, global: false };
+
+/// Something that was dropped, for whoever keeps translations of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// Everything.
+    All,
+    /// Everything but global pages.
+    Local,
+    /// One linear page.
+    Page(u64),
+    /// The right to write to a host page.
+    Protect(u64),
+}
+
+/// Changes that are noted before they become one [`Change::All`].
+const MOST_CHANGES: usize = 64;
 
 /// What a new entry allows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,6 +43,7 @@ pub struct Rights {
     pub read: bool,
     pub write: bool,
     pub fetch: bool,
+    pub global: bool,
 }
 
 /// A set of numbers that may claim too many but never too few.
@@ -55,6 +74,8 @@ pub struct Tlb {
     giant: Marks,
     /// Counts every change that takes translations away: who keeps results of a lookup compares it.
     pub epoch: u64,
+    /// What was dropped since somebody last took this list.
+    pub changes: Vec<Change>,
 }
 
 impl Default for Tlb {
@@ -64,6 +85,7 @@ impl Default for Tlb {
             large: Marks::default(),
             giant: Marks::default(),
             epoch: 0,
+            changes: Vec::new(),
         }
     }
 }
@@ -92,6 +114,7 @@ impl Tlb {
             write: tag_if(rights.write),
             fetch: tag_if(rights.fetch),
             host,
+            global: rights.global,
         };
         match page_size {
             0x1000 => {}
@@ -106,6 +129,30 @@ impl Tlb {
 
     /// Drops everything.
     pub fn flush(&mut self) {
+        self.empty();
+        self.changes.clear();
+        self.changes.push(Change::All);
+    }
+
+    /// Drops everything, where only what is not global must go: whoever has a use for them may keep global pages.
+    pub fn flush_local(&mut self) {
+        self.empty();
+        self.note(Change::Local);
+    }
+
+    fn note(&mut self, change: Change) {
+        if self.changes.first() == Some(&Change::All) && !matches!(change, Change::Protect(_)) {
+            return;
+        }
+        if self.changes.len() >= MOST_CHANGES {
+            self.changes.clear();
+            self.changes.push(Change::All);
+        } else {
+            self.changes.push(change);
+        }
+    }
+
+    fn empty(&mut self) {
         self.entries.fill(EMPTY);
         self.large = Marks::default();
         self.giant = Marks::default();
@@ -116,9 +163,13 @@ impl Tlb {
     pub fn flush_page(&mut self, linear: u64) {
         if self.giant.marked(linear >> 30) {
             self.flush_block(linear, 30);
+            self.note(Change::All);
         } else if self.large.marked(linear >> 21) {
             // A 4 MiB page of 32-bit paging is two blocks of 2 MiB.
             self.flush_block(linear, 22);
+            self.note(Change::All);
+        } else {
+            self.note(Change::Page(linear & !0xfff));
         }
         for user in [false, true] {
             self.entries[Self::index(linear, user)] = EMPTY;
@@ -137,6 +188,7 @@ impl Tlb {
 
     /// Takes the write right from every entry of a host page.
     pub fn protect_host(&mut self, host: u64) {
+        self.note(Change::Protect(host));
         for entry in self.entries.iter_mut().filter(|e| e.host == host) {
             entry.write = NONE;
         }

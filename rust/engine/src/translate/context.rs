@@ -1,0 +1,152 @@
+//! What translated code finds behind RSP: the guest registers that have no host register, counters, masks, the inline TLB
+//! and the table of indirect targets. Below it lies the stack that RSP is for the host while translated code runs.
+
+use std::mem::offset_of;
+
+use super::asm::{Address, RSP, at};
+
+/// Entries of the TLB in each privilege view.
+pub const TLB_SIZE: usize = 1 << 14;
+/// Slots of the table of indirect targets in each view.
+pub const JUMPS: usize = 1 << 13;
+/// Slots that say whether a page of code is where links into it expect it; number 0 is never set.
+pub const PAIRS: usize = 1 << 14;
+/// Slots for page offsets that several accesses of a unit share.
+pub const GROUPS: usize = 16;
+
+/// Added to the budget: while it lasts, the counter's top byte is not zero, which is what JRCXZ can test.
+pub const BUDGET_BIAS: u64 = 1 << 56;
+
+/// A translation. The negated tags are minus the page's linear address, so that adding an address inside it gives the offset
+/// in the page.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Entry {
+    pub minus_read: u64,
+    pub minus_write: u64,
+    /// Host address minus linear address.
+    pub delta: u64,
+    /// Linear address of the page, bit 0 set for a global one; for the flushes.
+    pub page: u64,
+}
+
+/// The entry of an index while it holds nothing: the tag of a page that belongs to an index far away, so that no address that
+/// leads here can match, not even by its last byte.
+pub const fn empty(index: usize) -> Entry {
+    let tag = (((index ^ TLB_SIZE / 2) as u64) << 12).wrapping_neg();
+    Entry { minus_read: tag, minus_write: tag, delta: 0, page: 0 }
+}
+
+/// The block itself; offsets up to 127 are one byte in an instruction.
+#[repr(C, align(4096))]
+#[derive(Debug)]
+pub struct Context {
+    /// Guest R8 to R11.
+    pub resident: [u64; 4],
+    /// Instructions that may still be completed, plus [`BUDGET_BIAS`].
+    pub budget: u64,
+    /// Address bits above a page, for operands of any alignment.
+    pub page_mask: u64,
+    /// Address bits that choose the TLB entry.
+    pub index_mask: u64,
+    /// Tag and delta of the page that the stack was last on, with the right to write.
+    pub minus_stack: u64,
+    pub stack_delta: u64,
+    /// Not zero while the guest's vector registers are in the host's.
+    pub vector: u64,
+    pub fs_base: u64,
+    pub gs_base: u64,
+    /// Address bits that choose the slot of an indirect target.
+    pub jump_mask: u64,
+    /// Which exit was taken.
+    pub exit: u64,
+    /// Address bits above a page and below 16, for operands that must be aligned.
+    pub aligned_mask: u64,
+    pub spare: u64,
+
+    /// Stack pointer of the caller in Rust.
+    pub host_rsp: u64,
+    /// Target of an indirect branch that left.
+    pub target: u64,
+    /// General registers by number, where no translated code runs; R8 to R11 stand in `resident`.
+    pub gpr: [u64; 16],
+    /// OF in bit 0; SF, ZF, AF, PF and CF in bits 8 to 15 as LAHF gives them.
+    pub flags: u64,
+    pub groups: [u64; GROUPS],
+    pub mxcsr: u32,
+    pub host_mxcsr: u32,
+    /// What the helpers need; set for each entry.
+    pub session: u64,
+    pub xmm: [[u64; 2]; 16],
+    /// What an access to the stack reaches while no page is known for it: see `forget_stack`.
+    pub pit: [u8; 4096],
+    pub pairs: [u8; PAIRS],
+    pub tlb: [[Entry; TLB_SIZE]; 2],
+    pub jumps: [[u64; JUMPS]; 2],
+}
+
+/// The operand `[rsp + offset of a field]`.
+macro_rules! field {
+    ($($name:tt)+) => { $crate::translate::context::at_offset(std::mem::offset_of!($crate::translate::context::Context, $($name)+)) };
+}
+pub(crate) use field;
+
+pub const fn at_offset(offset: usize) -> Address {
+    at(RSP, offset as i32)
+}
+
+/// Offset of the top byte of the budget.
+pub const BUDGET_TOP: Address = at_offset(offset_of!(Context, budget) + 7);
+
+/// Offset of a view's TLB.
+pub const fn tlb_offset(user: bool) -> i32 {
+    (offset_of!(Context, tlb) + user as usize * size_of::<[Entry; TLB_SIZE]>()) as i32
+}
+
+/// Offset of a view's table of indirect targets.
+pub const fn jumps_offset(user: bool) -> i32 {
+    (offset_of!(Context, jumps) + user as usize * size_of::<[u64; JUMPS]>()) as i32
+}
+
+/// Where a guest register is while translated code runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    Host(u8),
+    /// Index into [`Context::resident`].
+    Slot(u8),
+}
+
+/// RCX, R10 and R11 of the host are the translator's: JRCXZ is the one conditional jump that needs no flags. RSP is the
+/// host's. Of the guest's, R8 to R11 are those that code uses least (measured), so they live in memory.
+pub const fn place(guest: u8) -> Place {
+    match guest {
+        1 => Place::Host(8),
+        4 => Place::Host(9),
+        8..=11 => Place::Slot(guest - 8),
+        _ => Place::Host(guest),
+    }
+}
+
+/// The operand of a register that lives in memory.
+pub const fn slot(n: u8) -> Address {
+    at_offset(offset_of!(Context, resident) + 8 * n as usize)
+}
+
+/// The operand of a general register's place between entries.
+pub const fn saved(n: u8) -> Address {
+    at_offset(offset_of!(Context, gpr) + 8 * n as usize)
+}
+
+impl Context {
+    /// Index of the TLB entry of an address: what the code computes by PEXT.
+    pub fn index(linear: u64) -> usize {
+        (linear >> 12) as usize & (TLB_SIZE - 1)
+    }
+
+    /// Index of the slot of an indirect target.
+    pub fn jump(rip: u64) -> usize {
+        rip as usize & (JUMPS - 1)
+    }
+}
+
+const _: () = assert!(offset_of!(Context, spare) < 128);

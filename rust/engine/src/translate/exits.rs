@@ -1,0 +1,80 @@
+//! Where translated code leaves: what each exit means, and the stubs behind a unit that say which one was taken.
+
+use super::asm::Fixup;
+
+/// What an exit says about the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// Goes on at a known address. The jump's field can be made to lead straight there.
+    Link {
+        rip: u64,
+        /// Address in the cache of the relative field of the jump.
+        field: u64,
+        /// Of the displacement of the test whether the other page is where the link expects it.
+        guard: Option<u64>,
+    },
+    /// Goes on at the address in R10, which the branch at `rip` computed. `undo` is what it added to RSP.
+    Indirect { rip: u64, undo: i32 },
+    /// The instruction at `rip` is the interpreter's; `done` ones of the unit are complete and not yet charged.
+    Interpret { rip: u64, done: u32 },
+    /// A memory access at `rip` did not find its page; the instruction starts again at the host address `retry`.
+    Miss { rip: u64, done: u32, retry: u64, access: Access },
+    /// The unit at `rip` needs the vector registers; nothing of it has run.
+    Vectors { rip: u64 },
+    /// The unit that was translated from `rip` is no more.
+    Gone { rip: u64 },
+}
+
+/// An access that translated code checks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Access {
+    /// Bytes, from the address in R10 on.
+    pub size: u16,
+    pub write: bool,
+    /// The operand must be aligned to 16 bytes.
+    pub aligned: bool,
+    /// By the page that is kept for the stack.
+    pub stack: bool,
+}
+
+/// All exits of the cache, by number.
+#[derive(Debug, Default)]
+pub struct Exits {
+    all: Vec<Exit>,
+}
+
+impl Exits {
+    pub fn add(&mut self, exit: Exit) -> u32 {
+        self.all.push(exit);
+        (self.all.len() - 1) as u32
+    }
+
+    pub fn get(&self, n: u32) -> Option<Exit> {
+        self.all.get(n as usize).copied()
+    }
+
+    pub fn set(&mut self, n: u32, exit: Exit) {
+        if let Some(slot) = self.all.get_mut(n as usize) {
+            *slot = exit;
+        }
+    }
+
+    pub fn clear(&mut self) {
+        self.all.clear();
+    }
+
+    pub fn len(&self) -> usize {
+        self.all.len()
+    }
+}
+
+/// Code that is put behind its unit.
+#[derive(Clone, Copy, Debug)]
+pub enum Cold {
+    /// `jump` leads to a stub that asks for a page. The address is in R10, or `[base + low]` of the stack.
+    Miss { jump: Fixup, exit: u32, stack: Option<(u8, i32)> },
+    /// `jump` leads out.
+    Leave { jump: Fixup, exit: u32 },
+    /// A conditional branch that is taken: `count` instructions are complete.
+    Taken { jump: Fixup, target: u64, count: u32 },
+}

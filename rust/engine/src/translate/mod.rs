@@ -1,0 +1,311 @@
+//! The binary translator: guest code is copied into host code with its registers renamed, its memory operands checked and its
+//! transfers of control linked, and runs there. What it has no form for the interpreter runs, one instruction at a time.
+//!
+//! `unit` makes units, `plan` says what becomes of each instruction, `emit` and `asm` make the code; `context` is what that
+//! code works on, `exits` and `thunks` how it leaves; `pages` knows which code stands where and whether it is still good,
+//! `tlb` keeps the translations that code may use; `cache` holds the code and enters it.
+
+mod asm;
+mod cache;
+mod context;
+mod emit;
+mod exits;
+mod pages;
+mod plan;
+mod thunks;
+mod tlb;
+mod unit;
+
+use trapgate_x86::regs::{cr0, cr4, rflags};
+
+use self::asm::Asm;
+use self::cache::{CodeCache, ContextBox};
+use self::context::BUDGET_BIAS;
+use self::exits::{Exit, Exits};
+use self::pages::Pages;
+use self::thunks::Thunks;
+use self::tlb::Filled;
+use crate::mmu::access::canonical;
+use crate::state::{Vcpu, flags::ARITHMETIC};
+
+/// More than this are not run at once, so that the budget's top byte means what it should.
+const MOST_ROOM: u64 = 1 << 40;
+
+/// How translation is done. Results never depend on it: tests take the short cuts away one by one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TranslateOptions {
+    /// Bytes of the code cache; at least some hundred KiB.
+    pub cache: usize,
+    /// Instructions of a unit at most.
+    pub longest: u32,
+    /// Let jumps lead straight from unit to unit.
+    pub link: bool,
+}
+
+impl Default for TranslateOptions {
+    fn default() -> Self {
+        TranslateOptions { cache: 32 << 20, longest: unit::LONGEST, link: true }
+    }
+}
+
+/// Translated code of one vCPU and what it takes to run it.
+#[derive(Debug)]
+pub struct Translator {
+    cache: CodeCache,
+    context: ContextBox,
+    asm: Asm,
+    exits: Exits,
+    thunks: Thunks,
+    /// Address behind the thunks, where units begin.
+    start: u64,
+    pages: Pages,
+    filled: Filled,
+    /// A page that no guest knows and that is not canonical.
+    nowhere: u64,
+    /// Privilege view and page tables' state that the context was last used with.
+    user: bool,
+    hooks: u32,
+    options: TranslateOptions,
+    /// Counters for the statistics.
+    pub stats: TranslatorStats,
+}
+
+/// What the translator did so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TranslatorStats {
+    /// Units made.
+    pub units: u64,
+    /// Guest instructions in them.
+    pub code_bytes: u64,
+    /// Times that translated code was entered.
+    pub entries: u64,
+    /// Times that it left for the interpreter to run one instruction.
+    pub interpreted: u64,
+    /// Accesses that had to look for their page.
+    pub misses: u64,
+    /// Times that the whole cache was emptied.
+    pub flushes: u64,
+}
+
+/// What the caller is to do next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// Look around: the budget is used up, or nothing is to be done.
+    Look,
+    /// Let the interpreter run one instruction.
+    Interpret,
+}
+
+impl Translator {
+    /// A translator with an empty cache; an error where the host has no executable memory for it.
+    pub fn new(options: TranslateOptions) -> std::io::Result<Translator> {
+        let longest = options.longest.clamp(1, unit::LONGEST);
+        let options = TranslateOptions { cache: options.cache.max(4 * unit::MOST_BYTES), longest, ..options };
+        let cache = CodeCache::new(options.cache)?;
+        let context = ContextBox::new()?;
+        // Any secret will do; where the host put the block is one.
+        let secret = (context.get() as *const _ as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let mut translator = Translator {
+            cache,
+            context,
+            asm: Asm::default(),
+            exits: Exits::default(),
+            thunks: Thunks::default(),
+            start: 0,
+            pages: Pages::default(),
+            filled: Filled::default(),
+            nowhere: 1 << 62 | secret & 0x0fff_ffff_ffff_f000,
+            user: false,
+            hooks: 0,
+            options,
+            stats: TranslatorStats::default(),
+        };
+        translator.asm.start(translator.cache.next());
+        translator.thunks = thunks::emit(&mut translator.asm, cache::refill_address());
+        let code = std::mem::take(&mut translator.asm.code);
+        translator.cache.append(&code);
+        translator.start = translator.cache.next();
+        translator.reset_targets();
+        translator.forget_stack();
+        Ok(translator)
+    }
+
+    /// Whether this host can run translated code for a model: it must have every instruction that the model offers, and the
+    /// flag-neutral ones that the checks are made of.
+    pub fn is_possible() -> bool {
+        std::arch::is_x86_feature_detected!("bmi2")
+            && std::arch::is_x86_feature_detected!("sse4.2")
+            && std::arch::is_x86_feature_detected!("popcnt")
+            && std::arch::is_x86_feature_detected!("aes")
+            && std::arch::is_x86_feature_detected!("pclmulqdq")
+            && std::arch::is_x86_feature_detected!("movbe")
+    }
+
+    /// With less room than this the interpreter runs: a unit must fit.
+    pub fn least_room(&self) -> u64 {
+        u64::from(self.options.longest)
+    }
+
+    /// Runs translated code for at most `room` instructions.
+    pub fn run(&mut self, cpu: &mut Vcpu, room: u64) -> Next {
+        self.prepare(cpu);
+        let mut left = room.saturating_sub(self.least_room()).clamp(1, MOST_ROOM);
+        loop {
+            let Some(target) = self.find(cpu) else {
+                self.stats.interpreted += 1;
+                return Next::Interpret;
+            };
+            match self.enter(cpu, target, &mut left) {
+                Some(next) => return next,
+                None if left == 0 => return Next::Look,
+                None => {}
+            }
+        }
+    }
+
+    /// Brings the context up to date with the vCPU.
+    fn prepare(&mut self, cpu: &mut Vcpu) {
+        if cpu.hooks.generation != self.hooks {
+            self.hooks = cpu.hooks.generation;
+            self.empty();
+        }
+        self.follow_changes(cpu);
+        self.follow_writes(cpu);
+        if self.user != cpu.user_view {
+            self.user = cpu.user_view;
+            self.forget_stack();
+        }
+        let context = self.context.get_mut();
+        context.fs_base = cpu.seg[4].base;
+        context.gs_base = cpu.seg[5].base;
+    }
+
+    /// Runs from a cache address until the code leaves, and acts on how it left. `None`: go on.
+    fn enter(&mut self, cpu: &mut Vcpu, target: u64, left: &mut u64) -> Option<Next> {
+        let context = self.context.get_mut();
+        context.gpr.copy_from_slice(&cpu.regs[..16]);
+        context.resident.copy_from_slice(&cpu.regs[8..12]);
+        context.flags = pack_flags(cpu.flags.bits());
+        context.budget = BUDGET_BIAS + *left;
+        self.stats.entries += 1;
+        let thunks = self.thunks;
+        cache::enter(self, cpu, &thunks, target);
+        let context = self.context.get_mut();
+        cpu.regs[..16].copy_from_slice(&context.gpr);
+        cpu.regs[8..12].copy_from_slice(&context.resident);
+        cpu.flags.set_arithmetic(unpack_flags(context.flags));
+        // The last unit may have gone beyond zero, by less than a unit: that much room was kept.
+        let over = BUDGET_BIAS.saturating_sub(context.budget);
+        let now = context.budget.saturating_sub(BUDGET_BIAS);
+        cpu.count = cpu.count.wrapping_add(*left - now).wrapping_add(over);
+        *left = now;
+        if over > 0 {
+            *left = 0;
+        }
+        if context.vector != 0 {
+            context.vector = 0;
+            let (xmm, mxcsr) = (context.xmm, context.mxcsr);
+            let state = cpu.vector();
+            for (register, value) in state.xmm.iter_mut().zip(xmm) {
+                *register = u128::from(value[1]) << 64 | u128::from(value[0]);
+            }
+            state.mxcsr = mxcsr;
+        }
+        let (exit, target) = (self.context.get().exit as u32, self.context.get().target);
+        match self.exits.get(exit) {
+            Some(Exit::Link { rip, field, guard }) => {
+                cpu.rip = rip;
+                if *left > 0 && self.options.link {
+                    self.link(cpu, rip, field, guard);
+                }
+                None
+            }
+            Some(Exit::Indirect { rip, undo }) => {
+                self.arrive(cpu, rip, undo, target)
+            }
+            Some(Exit::Interpret { rip, done } | Exit::Miss { rip, done, .. }) => {
+                cpu.rip = rip;
+                cpu.count = cpu.count.wrapping_add(u64::from(done));
+                self.stats.interpreted += 1;
+                Some(Next::Interpret)
+            }
+            Some(Exit::Vectors { rip }) => {
+                cpu.rip = rip;
+                self.lend_vectors(cpu)
+            }
+            Some(Exit::Gone { rip }) => {
+                cpu.rip = rip;
+                None
+            }
+            None => {
+                debug_assert!(false, "an exit that was never made");
+                Some(Next::Interpret)
+            }
+        }
+    }
+
+    /// An indirect branch has computed its target.
+    fn arrive(&mut self, cpu: &mut Vcpu, rip: u64, undo: i32, target: u64) -> Option<Next> {
+        if !canonical(target) {
+            // The fault belongs to the branch: take it back, the interpreter runs it and raises it.
+            cpu.regs[4] = cpu.regs[4].wrapping_sub(i64::from(undo) as u64);
+            cpu.count = cpu.count.wrapping_sub(1);
+            cpu.rip = rip;
+            return Some(Next::Interpret);
+        }
+        cpu.rip = target;
+        if self.options.link {
+            self.remember_target(cpu, target);
+        }
+        None
+    }
+
+    /// A unit needs the vector registers: gives them to it, unless an instruction of its kind would fault or the interpreter
+    /// must see to unmasked exceptions.
+    fn lend_vectors(&mut self, cpu: &mut Vcpu) -> Option<Next> {
+        const MASKS: u32 = 0x1f80;
+        let usable = cpu.cr0 & (cr0::TS | cr0::EM) == 0 && cpu.cr4 & cr4::OSFXSR != 0;
+        let state = cpu.vector();
+        if !usable || state.mxcsr & MASKS != MASKS {
+            self.stats.interpreted += 1;
+            return Some(Next::Interpret);
+        }
+        let (xmm, mxcsr) = (state.xmm, state.mxcsr);
+        let context = self.context.get_mut();
+        for (place, value) in context.xmm.iter_mut().zip(xmm) {
+            *place = [value as u64, (value >> 64) as u64];
+        }
+        context.mxcsr = mxcsr;
+        context.vector = 1;
+        None
+    }
+
+    /// Called by translated code for a page that it did not find; gives the cache address to go on at.
+    fn refill(&mut self, cpu: &mut Vcpu, linear: u64) -> u64 {
+        self.stats.misses += 1;
+        let exit = self.context.get().exit as u32;
+        match self.exits.get(exit) {
+            Some(Exit::Miss { retry, access, .. }) if self.fill(cpu, linear, access) => retry,
+            _ => self.thunks.exit,
+        }
+    }
+
+    /// Forgets all code.
+    fn empty(&mut self) {
+        self.stats.flushes += 1;
+        self.cache.truncate(self.start);
+        self.exits.clear();
+        self.pages.clear();
+        self.reset_targets();
+    }
+}
+
+/// Flags as the thunks load them: OF in bit 0, the others as SAHF takes them from AH.
+fn pack_flags(flags: u64) -> u64 {
+    let low = rflags::CF | rflags::PF | rflags::AF | rflags::ZF | rflags::SF;
+    (flags & low) << 8 | u64::from(flags & rflags::OF != 0)
+}
+
+fn unpack_flags(packed: u64) -> u64 {
+    (packed >> 8 & ARITHMETIC & 0xff) | if packed & 1 != 0 { rflags::OF } else { 0 }
+}

@@ -1,0 +1,254 @@
+//! Which translated code stands for which guest code: units by page, found by linear and host address, checked again when
+//! their page was written.
+
+use std::collections::HashMap;
+use std::hash::BuildHasherDefault;
+
+use super::Translator;
+use super::context::PAIRS;
+use super::exits::Exit;
+use super::unit::{self, MOST_BYTES, Source};
+use crate::memory::PAGE;
+use crate::mix::Mix;
+use crate::mmu::access::Place;
+use crate::state::Vcpu;
+
+/// Where a page of code is, and for whom its units were made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Key {
+    linear: u64,
+    host: u64,
+    user: bool,
+}
+
+/// A unit.
+#[derive(Debug)]
+struct Unit {
+    indirect: u64,
+    entry: u64,
+    /// The guest code that it was made from.
+    code: Box<[u8]>,
+}
+
+/// A page with units.
+#[derive(Debug)]
+struct Page {
+    key: Key,
+    /// Code counter with which the units were last known good.
+    state: u32,
+    /// Number of the pair (this linear page, this host page).
+    pair: u16,
+    /// By offset; `None` where the first instruction is the interpreter's.
+    units: HashMap<u16, Option<Unit>, BuildHasherDefault<Mix>>,
+    /// Entries of units that are no more, by offset, to be led to their successors.
+    gone: Vec<(u16, u64)>,
+}
+
+/// All of them.
+#[derive(Debug, Default)]
+pub struct Pages {
+    all: Vec<Page>,
+    index: HashMap<Key, u32, BuildHasherDefault<Mix>>,
+    /// Count of writes to code pages that was last looked at.
+    writes: u64,
+    /// A unit could not be ended for want of room: all must go.
+    full: bool,
+}
+
+impl Pages {
+    pub fn clear(&mut self) {
+        self.all.clear();
+        self.index.clear();
+        self.full = false;
+    }
+}
+
+/// A unit that was found, with its page.
+#[derive(Clone, Copy, Debug)]
+struct Found {
+    indirect: u64,
+    entry: u64,
+    pair: u16,
+}
+
+impl Translator {
+    /// The entry of the unit at the vCPU's RIP, made if need be; `None` if the interpreter is to run the next instruction.
+    pub(super) fn find(&mut self, cpu: &mut Vcpu) -> Option<u64> {
+        self.unit_at(cpu, cpu.rip).map(|found| found.entry)
+    }
+
+    /// Lets a jump lead straight to its target from now on.
+    pub(super) fn link(&mut self, cpu: &mut Vcpu, rip: u64, field: u64, guard: Option<u64>) {
+        let flushes = self.stats.flushes;
+        let Some(found) = self.unit_at(cpu, rip) else { return };
+        if flushes != self.stats.flushes {
+            // The jump went with everything else.
+            return;
+        }
+        if let Some(guard) = guard {
+            if found.pair == 0 {
+                return;
+            }
+            let pairs = std::mem::offset_of!(super::context::Context, pairs) as u32;
+            self.cache.write(guard, &(pairs + u32::from(found.pair)).to_le_bytes());
+            let global = self.is_global(cpu, rip);
+            self.set_pair(found.pair, rip & !(PAGE - 1), global);
+        }
+        self.cache.aim(field, found.entry);
+    }
+
+    /// Lets indirect branches to an address find its unit.
+    pub(super) fn remember_target(&mut self, cpu: &mut Vcpu, rip: u64) {
+        if let Some(found) = self.unit_at(cpu, rip) {
+            let global = self.is_global(cpu, rip);
+            self.set_jump(rip, cpu.user_view, global, found.indirect);
+        }
+    }
+
+    fn is_global(&self, cpu: &Vcpu, linear: u64) -> bool {
+        let entry = cpu.tlb.entry(linear, cpu.user_view);
+        entry.fetch == linear & !0xfff && entry.global
+    }
+
+    fn unit_at(&mut self, cpu: &mut Vcpu, rip: u64) -> Option<Found> {
+        let host = match cpu.fetch_place(rip) {
+            Ok(Place::Ram(host) | Place::Rom(host)) => host,
+            Ok(Place::Device(_)) => return None,
+            Err(_) => {
+                // The interpreter meets the same fault and raises it.
+                cpu.fault = None;
+                return None;
+            }
+        };
+        let key = Key { linear: rip & !(PAGE - 1), host: host & !(PAGE - 1), user: cpu.user_view };
+        let page = self.page(cpu, key);
+        let offset = (rip % PAGE) as u16;
+        let known = &self.pages.all[page as usize];
+        match known.units.get(&offset) {
+            Some(Some(unit)) => Some(Found { indirect: unit.indirect, entry: unit.entry, pair: known.pair }),
+            Some(None) => None,
+            None => self.make(cpu, page, rip),
+        }
+    }
+
+    /// The page of a key, entered if it is new, its units checked if it was written.
+    fn page(&mut self, cpu: &mut Vcpu, key: Key) -> u32 {
+        if let Some(&page) = self.pages.index.get(&key) {
+            if cpu.memory.code_state(key.host) != self.pages.all[page as usize].state {
+                self.check(cpu, page as usize);
+            }
+            if !self.pages.full {
+                return page;
+            }
+            self.empty();
+        }
+        let number = self.pages.all.len() as u32;
+        let pair = if (number as usize + 1) < PAIRS { number as u16 + 1 } else { 0 };
+        let state = watch(cpu, key.host);
+        self.pages.all.push(Page { key, state, pair, units: HashMap::default(), gone: Vec::new() });
+        self.pages.index.insert(key, number);
+        number
+    }
+
+    /// Translates the unit at an address of a page.
+    fn make(&mut self, cpu: &mut Vcpu, page: u32, rip: u64) -> Option<Found> {
+        if self.cache.room() < MOST_BYTES {
+            self.empty();
+            return self.unit_at(cpu, rip);
+        }
+        let key = self.pages.all[page as usize].key;
+        let offset = (rip % PAGE) as usize;
+        let mut code = [0; PAGE as usize];
+        let code = &mut code[offset..];
+        cpu.memory.read_host(key.host + offset as u64, code);
+        self.asm.start(self.cache.next());
+        let longest = self.options.longest;
+        let source = Source { rip, code, user: key.user, features: cpu.features(), longest };
+        let made = unit::translate(&mut self.asm, &mut self.exits, &self.thunks, &source);
+        // Making a unit watches its page: the vCPU's TLB has a change for ours.
+        self.follow_changes(cpu);
+        let page = &mut self.pages.all[page as usize];
+        let Some(made) = made else {
+            page.units.insert(offset as u16, None);
+            return None;
+        };
+        self.cache.append(&self.asm.code);
+        self.stats.units += 1;
+        self.stats.code_bytes += u64::from(made.len);
+        let unit =
+            Unit { indirect: made.indirect, entry: made.entry, code: code[..usize::from(made.len)].into() };
+        let found = Found { indirect: unit.indirect, entry: unit.entry, pair: page.pair };
+        page.units.insert(offset as u16, Some(unit));
+        page.gone.retain(|&(at, entry)| {
+            let same = at == offset as u16;
+            if same {
+                // What still leads to a unit that was here before goes on to the new one.
+                self.cache.aim(entry + 1, found.entry);
+            }
+            !same
+        });
+        Some(found)
+    }
+
+    /// Looks at the pages that were written since the last time.
+    pub(super) fn follow_writes(&mut self, cpu: &mut Vcpu) {
+        let writes = cpu.memory.code_writes();
+        if writes == self.pages.writes {
+            return;
+        }
+        self.pages.writes = writes;
+        for page in 0..self.pages.all.len() {
+            let known = &self.pages.all[page];
+            if cpu.memory.code_state(known.key.host) != known.state {
+                self.check(cpu, page);
+            }
+        }
+        if self.pages.full {
+            self.empty();
+        }
+        self.follow_changes(cpu);
+    }
+
+    /// Compares the units of a page with its memory and ends those that differ.
+    fn check(&mut self, cpu: &mut Vcpu, page: usize) {
+        let page = &mut self.pages.all[page];
+        page.state = watch(cpu, page.key.host);
+        let mut now = [0; PAGE as usize];
+        cpu.memory.read_host(page.key.host, &mut now);
+        let (cache, exits, thunks, asm) = (&mut self.cache, &mut self.exits, &self.thunks, &mut self.asm);
+        let (gone, linear) = (&mut page.gone, page.key.linear);
+        let mut full = false;
+        page.units.retain(|&offset, unit| {
+            let at = usize::from(offset);
+            let Some(unit) = unit else { return false };
+            if now[at..at + unit.code.len()] == *unit.code {
+                return true;
+            }
+            // Whoever still leads here leaves, until a successor is made.
+            let exit = exits.add(Exit::Gone { rip: linear + u64::from(offset) });
+            asm.start(cache.next());
+            asm.store_constant32(super::context::field!(exit), exit);
+            asm.jmp(thunks.exit);
+            if asm.code.len() + 16 > cache.room() {
+                full = true;
+                return false;
+            }
+            let stub = asm.base;
+            cache.append(&asm.code);
+            cache.write(unit.entry, &[0xe9]);
+            cache.aim(unit.entry + 1, stub);
+            gone.push((offset, unit.entry));
+            false
+        });
+        self.pages.full |= full;
+    }
+}
+
+/// Marks a page as holding code; a first mark takes the write right from cached translations.
+fn watch(cpu: &mut Vcpu, host: u64) -> u32 {
+    let (state, fresh) = cpu.memory.watch_code(host);
+    if fresh {
+        cpu.tlb.protect_host(host & !(PAGE - 1));
+    }
+    state
+}

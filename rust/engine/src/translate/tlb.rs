@@ -1,0 +1,193 @@
+//! The translator's inline TLB and what else depends on translations of the guest's: filled when code misses, emptied by the
+//! changes that the vCPU's own TLB has noted.
+
+use trapgate_x86::insn::Seg;
+
+use super::Translator;
+use super::context::{Context, Entry, JUMPS, PAIRS, empty};
+use super::exits::Access;
+use crate::memory::PAGE;
+use crate::mmu::access::Intent;
+use crate::mmu::tlb::Change;
+use crate::state::Vcpu;
+
+/// What was filled since the last flush, so that a flush costs what was filled.
+#[derive(Debug, Default)]
+pub struct Filled {
+    /// Index, view.
+    entries: Vec<(u32, bool)>,
+    jumps: Vec<Jump>,
+    pairs: Vec<Pair>,
+}
+
+/// A slot of the table of indirect targets in use.
+#[derive(Clone, Copy, Debug)]
+struct Jump {
+    index: u32,
+    user: bool,
+    page: u64,
+    global: bool,
+}
+
+/// A pair that is set.
+#[derive(Clone, Copy, Debug)]
+struct Pair {
+    number: u16,
+    page: u64,
+    global: bool,
+}
+
+impl Translator {
+    /// Takes over what the vCPU's TLB has dropped since the last time.
+    pub(super) fn follow_changes(&mut self, cpu: &mut Vcpu) {
+        if cpu.tlb.changes.is_empty() {
+            return;
+        }
+        for change in std::mem::take(&mut cpu.tlb.changes) {
+            match change {
+                Change::All => self.flush(|_, _| true),
+                Change::Local => self.flush(|_, global| !global),
+                Change::Page(page) => self.flush(|at, _| at == page),
+                Change::Protect(host) => self.protect(cpu.memory.host_base() as u64 + host),
+            }
+        }
+        self.forget_stack();
+    }
+
+    /// Drops what `dropped` says of a linear page and whether it is global.
+    fn flush(&mut self, dropped: impl Fn(u64, bool) -> bool) {
+        let context = self.context.get_mut();
+        self.filled.entries.retain(|&(index, user)| {
+            let entry = &mut context.tlb[usize::from(user)][index as usize];
+            let keep = !dropped(entry.page & !1, entry.page & 1 != 0);
+            if !keep {
+                *entry = empty(index as usize);
+            }
+            keep
+        });
+        let nowhere = self.thunks.exit;
+        self.filled.jumps.retain(|jump| {
+            let keep = !dropped(jump.page, jump.global);
+            if !keep {
+                context.jumps[usize::from(jump.user)][jump.index as usize] = nowhere;
+            }
+            keep
+        });
+        self.filled.pairs.retain(|pair| {
+            let keep = !dropped(pair.page, pair.global);
+            if !keep {
+                context.pairs[usize::from(pair.number)] = 0;
+            }
+            keep
+        });
+    }
+
+    /// Takes the right to write from the entries of a host page, which now holds translated code.
+    fn protect(&mut self, host: u64) {
+        let context = self.context.get_mut();
+        for &(index, user) in &self.filled.entries {
+            let entry = &mut context.tlb[usize::from(user)][index as usize];
+            if (entry.page & !1).wrapping_add(entry.delta) == host {
+                entry.minus_write = empty(index as usize).minus_write;
+            }
+        }
+    }
+
+    /// No page is the stack's any more. A tag always fits some page: it is one that is not canonical and that no guest
+    /// knows, and leads into the pit.
+    pub(super) fn forget_stack(&mut self) {
+        let page = self.nowhere;
+        let context = self.context.get_mut();
+        context.minus_stack = page.wrapping_neg();
+        let pit = &raw const context.pit as u64;
+        context.stack_delta = pit.wrapping_sub(page);
+    }
+
+    /// Finds the page of an access for translated code; whether the access can be made now.
+    pub(super) fn fill(&mut self, cpu: &mut Vcpu, linear: u64, access: Access) -> bool {
+        let Access { size, write, aligned, stack } = access;
+        if (linear & 0xfff) + u64::from(size) > PAGE || aligned && linear & 15 != 0 {
+            return false;
+        }
+        let seg = if stack { Seg::Ss } else { Seg::Ds };
+        let intent = if write { Intent::Write } else { Intent::Read };
+        let known = |cpu: &Vcpu| {
+            let entry = *cpu.tlb.entry(linear, cpu.user_view);
+            let tag = if write { entry.write } else { entry.read };
+            (tag == linear & !0xfff).then_some(entry)
+        };
+        let mut found = known(cpu);
+        if found.is_none() {
+            // Whatever it would raise the interpreter raises when it runs the instruction.
+            let outcome = cpu.place(seg, linear, intent, 1);
+            cpu.fault = None;
+            if outcome.is_err() {
+                return false;
+            }
+            found = known(cpu);
+        }
+        let Some(entry) = found else { return false };
+        let page = linear & !0xfff;
+        let delta = (cpu.memory.host_base() as u64 + entry.host).wrapping_sub(page);
+        let index = Context::index(linear);
+        let none = empty(index);
+        let tag = |tag: u64, none: u64| if tag == page { page.wrapping_neg() } else { none };
+        let context = self.context.get_mut();
+        let slot = &mut context.tlb[usize::from(cpu.user_view)][index];
+        if slot.delta == 0 {
+            self.filled.entries.push((index as u32, cpu.user_view));
+        }
+        *slot = Entry {
+            minus_read: tag(entry.read, none.minus_read),
+            minus_write: tag(entry.write, none.minus_write),
+            delta,
+            page: page | u64::from(entry.global),
+        };
+        if stack {
+            if entry.write != page {
+                return false;
+            }
+            context.minus_stack = page.wrapping_neg();
+            context.stack_delta = delta;
+        }
+        true
+    }
+
+    /// Lets indirect branches find a unit.
+    pub(super) fn set_jump(&mut self, rip: u64, user: bool, global: bool, code: u64) {
+        let index = Context::jump(rip);
+        let slot = &mut self.context.get_mut().jumps[usize::from(user)][index];
+        *slot = code;
+        if self.filled.jumps.len() >= 4 * JUMPS {
+            // Slots that were set again and again: start over.
+            self.reset_jumps();
+            self.context.get_mut().jumps[usize::from(user)][index] = code;
+        }
+        self.filled.jumps.push(Jump { index: index as u32, user, page: rip & !(PAGE - 1), global });
+    }
+
+    /// Says that a page of code is where the links of a pair expect it.
+    pub(super) fn set_pair(&mut self, number: u16, page: u64, global: bool) {
+        if usize::from(number) >= PAIRS || number == 0 {
+            return;
+        }
+        let slot = &mut self.context.get_mut().pairs[usize::from(number)];
+        if *slot == 0 {
+            *slot = 1;
+            self.filled.pairs.push(Pair { number, page, global });
+        }
+    }
+
+    /// Forgets all of it, when the cache is emptied.
+    pub(super) fn reset_targets(&mut self) {
+        self.reset_jumps();
+        self.context.get_mut().pairs.fill(0);
+        self.filled.pairs.clear();
+    }
+
+    fn reset_jumps(&mut self) {
+        let nowhere = self.thunks.exit;
+        self.context.get_mut().jumps.iter_mut().for_each(|view| view.fill(nowhere));
+        self.filled.jumps.clear();
+    }
+}

@@ -1,0 +1,316 @@
+//! Makes one unit of translation: guest code from an address up to the first transfer that does not fall through, the end of
+//! the page or a limit, with a side exit for each conditional branch on the way.
+//!
+//! A unit charges the instructions that it completed where it leaves, and only runs while a whole unit's worth of budget is
+//! left; the interpreter does the rest, so every limit is met to the instruction.
+
+use trapgate_x86::features::Features;
+use trapgate_x86::insn::{Bits, Operand};
+use trapgate_x86::layout::Layout;
+use trapgate_x86::slots::decode_slots;
+
+use super::asm::{Asm, Encoding, Escape, R10, R11, RCX, RSP, Rm, at, indexed};
+use super::context::{BUDGET_TOP, Place, field, jumps_offset, place};
+use super::emit::{Emitter, Fetched};
+use super::exits::{Cold, Exit, Exits};
+use super::plan::{self, Plan};
+use super::thunks::Thunks;
+use crate::mmu::access::canonical;
+
+/// Instructions of a unit at most; also what the budget must allow before one is entered.
+pub const LONGEST: u32 = 48;
+/// Conditional branches that a unit goes on behind.
+const MOST_BRANCHES: u32 = 4;
+/// Bytes that one unit may take at most, stubs included.
+pub const MOST_BYTES: usize = 64 << 10;
+
+/// What to translate.
+#[derive(Clone, Copy, Debug)]
+pub struct Source<'a> {
+    pub rip: u64,
+    /// The bytes from there to the end of the page.
+    pub code: &'a [u8],
+    pub user: bool,
+    pub features: Features,
+    /// Instructions at most.
+    pub longest: u32,
+}
+
+/// Where a new unit is entered, by address in the cache.
+#[derive(Clone, Copy, Debug)]
+pub struct Made {
+    /// Where indirect branches arrive, with their target in R10.
+    pub indirect: u64,
+    /// Where everybody else arrives.
+    pub entry: u64,
+    /// Bytes of guest code.
+    pub len: u16,
+}
+
+/// An instruction and what becomes of it.
+type Planned<'a> = (Fetched<'a>, Plan);
+
+/// Translates into the assembler's buffer. `None` if the first instruction is the interpreter's.
+pub fn translate(asm: &mut Asm, exits: &mut Exits, thunks: &Thunks, source: &Source<'_>) -> Option<Made> {
+    let list = fetch(source);
+    let (first, plan) = list.first()?;
+    if *plan == Plan::Interpret {
+        return None;
+    }
+    let start = first.rip;
+    let vectors = list.iter().any(|(_, plan)| *plan == Plan::Vector);
+    let indirect = asm.here();
+    let entry = arrivals(asm, exits, thunks, start, vectors);
+    let mut unit = Flow {
+        emitter: Emitter { asm, exits, cold: Vec::new(), user: source.user, features: source.features, vectors },
+        thunks,
+        page: start & !0xfff,
+    };
+    let mut end = start;
+    let mut open = true;
+    for (f, plan) in &list {
+        end = f.next();
+        if !unit.instruction(f, *plan) {
+            open = false;
+            break;
+        }
+    }
+    if open {
+        let done = list.len() as u32;
+        unit.leave_to(end, done);
+    }
+    unit.finish();
+    Some(Made { indirect, entry, len: (end - start) as u16 })
+}
+
+/// Decodes up to the end of the unit. Instructions that run into the next page, and bytes that are none, end it before them.
+fn fetch<'a>(source: &Source<'a>) -> Vec<Planned<'a>> {
+    let mut list = Vec::with_capacity(8);
+    let (mut at, mut branches) = (0, 0);
+    while (list.len() as u32) < source.longest {
+        let bytes = &source.code[at..];
+        let Ok(layout) = Layout::scan(bytes, Bits::B64) else { break };
+        let Ok((insn, slots)) = decode_slots(bytes, &layout, &source.features) else { break };
+        let rip = source.rip.wrapping_add(at as u64);
+        let fetched = Fetched { bytes, layout, insn, slots, rip, done: list.len() as u32 };
+        let mut plan = plan::plan(&insn);
+        if insn.operands[0] == Operand::Rel && !canonical(fetched.next().wrapping_add(insn.imm)) {
+            plan = Plan::Interpret;
+        }
+        list.push((fetched, plan));
+        at += usize::from(insn.len);
+        match plan {
+            Plan::Interpret | Plan::Jump | Plan::Call | Plan::Return => break,
+            Plan::Branch if branches == MOST_BRANCHES => break,
+            Plan::Branch => branches += 1,
+            _ => {}
+        }
+    }
+    list
+}
+
+/// The unit's two entries. An indirect branch brings its target in R10: other targets share its slot.
+fn arrivals(asm: &mut Asm, exits: &mut Exits, thunks: &Thunks, rip: u64, vectors: bool) -> u64 {
+    let minus = rip.wrapping_neg();
+    if let Ok(disp) = i32::try_from(minus as i64) {
+        asm.lea(RCX, at(R10, disp));
+    } else {
+        asm.constant(RCX, minus);
+        asm.lea(RCX, indexed(RCX, R10, 0, 0));
+    }
+    let good = asm.jrcxz_later();
+    asm.jmp(thunks.exit);
+    let no_vectors = asm.here();
+    if vectors {
+        let exit = exits.add(Exit::Vectors { rip });
+        asm.store_constant32(field!(exit), exit);
+        asm.jmp(thunks.exit);
+    }
+    asm.bind(good);
+    let entry = asm.here();
+    if vectors {
+        asm.load(RCX, field!(vector));
+        let over = no_vectors as i64 - (asm.here() as i64 + 2);
+        asm.jrcxz(over as i8);
+    }
+    entry
+}
+
+/// Transfers of control of one unit.
+struct Flow<'a> {
+    emitter: Emitter<'a>,
+    thunks: &'a Thunks,
+    /// Linear address of the unit's page.
+    page: u64,
+}
+
+impl Flow<'_> {
+    /// Emits an instruction; whether the unit goes on behind it.
+    fn instruction(&mut self, f: &Fetched<'_>, plan: Plan) -> bool {
+        let target = f.next().wrapping_add(f.insn.imm);
+        let relative = f.insn.operands[0] == Operand::Rel;
+        match plan {
+            Plan::Interpret => {
+                self.interpret(f);
+                false
+            }
+            Plan::Branch => {
+                let jump = self.emitter.asm.jcc_later(f.insn.cond);
+                self.emitter.cold.push(Cold::Taken { jump, target, count: f.done + 1 });
+                true
+            }
+            Plan::Jump if relative => {
+                self.leave_to(target, f.done + 1);
+                false
+            }
+            Plan::Jump => {
+                self.indirect_target(f);
+                self.leave_indirect(f, 0);
+                false
+            }
+            Plan::Call => {
+                self.call(f, relative, target);
+                false
+            }
+            Plan::Return => {
+                self.return_(f);
+                false
+            }
+            _ => {
+                let done = self.emitter.instruction(f, plan).is_ok();
+                if !done {
+                    self.interpret(f);
+                }
+                done
+            }
+        }
+    }
+
+    /// The interpreter runs the instruction.
+    fn interpret(&mut self, f: &Fetched<'_>) {
+        let exit = self.emitter.exits.add(Exit::Interpret { rip: f.rip, done: f.done });
+        self.emitter.asm.store_constant32(field!(exit), exit);
+        self.emitter.asm.jmp(self.thunks.exit);
+    }
+
+    /// Puts the target of an indirect jump into R10.
+    fn indirect_target(&mut self, f: &Fetched<'_>) {
+        match f.insn.operands[0] {
+            Operand::Gpr { reg, .. } => self.emitter.read_target(reg),
+            _ => self.emitter.load_target(f),
+        }
+    }
+
+    fn call(&mut self, f: &Fetched<'_>, relative: bool, target: u64) {
+        let Place::Host(sp) = place(4) else { return };
+        match f.insn.operands[0] {
+            Operand::Mem { .. } => {
+                self.emitter.load_target(f);
+                self.emitter.stack_after_load(f, sp);
+            }
+            Operand::Gpr { reg, .. } => {
+                self.emitter.stack(f, sp, -8, 0, true);
+                self.emitter.read_target(reg);
+            }
+            _ => self.emitter.stack(f, sp, -8, 0, true),
+        }
+        let asm = &mut *self.emitter.asm;
+        let slot = indexed(sp, R11, 0, -8);
+        if let Ok(short) = i32::try_from(f.next() as i64) {
+            let plain = Encoding::new(Escape::None, 0xc7, true, 0, Rm::Mem(slot));
+            asm.emit(&Encoding { imm: &short.to_le_bytes(), ..plain });
+        } else {
+            asm.constant(RCX, f.next());
+            asm.store(slot, RCX);
+        }
+        asm.lea(sp, at(sp, -8));
+        if relative {
+            self.leave_to(target, f.done + 1);
+        } else {
+            self.leave_indirect(f, -8);
+        }
+    }
+
+    fn return_(&mut self, f: &Fetched<'_>) {
+        let Place::Host(sp) = place(4) else { return };
+        let release = if let Operand::Imm { .. } = f.insn.operands[0] { f.insn.imm as i32 } else { 0 };
+        self.emitter.stack(f, sp, 0, 8, false);
+        self.emitter.asm.load(R10, indexed(sp, R11, 0, 0));
+        self.emitter.asm.lea(sp, at(sp, 8 + release));
+        self.leave_indirect(f, 8 + release);
+    }
+
+    /// Takes completed instructions off the budget; the jump is taken when it is used up.
+    fn charge(&mut self, count: u32) -> super::asm::Fixup {
+        let asm = &mut *self.emitter.asm;
+        asm.load(RCX, field!(budget));
+        asm.lea(RCX, at(RCX, -(count as i32)));
+        asm.store(field!(budget), RCX);
+        asm.load_byte(RCX, BUDGET_TOP);
+        asm.jrcxz_later()
+    }
+
+    /// Leaves to a known address after `count` instructions.
+    fn leave_to(&mut self, target: u64, count: u32) {
+        let used_up = self.charge(count);
+        let asm = &mut *self.emitter.asm;
+        let same_page = target & !0xfff == self.page;
+        let (mut guard, mut missing) = (None, None);
+        if !same_page {
+            // Links into another page hold while that page is where they expect it.
+            asm.load_byte(RCX, super::context::at_offset(std::mem::offset_of!(super::context::Context, pairs)));
+            guard = Some(asm.here() - 4);
+            missing = Some(asm.jrcxz_later());
+        }
+        let link = asm.jmp_later();
+        let field_at = asm.here() - 4;
+        asm.bind(used_up);
+        if let Some(missing) = missing {
+            asm.bind(missing);
+        }
+        let out = asm.jmp_later();
+        let exit = self.emitter.exits.add(Exit::Link { rip: target, field: field_at, guard });
+        self.emitter.cold.push(Cold::Leave { jump: link, exit });
+        self.emitter.cold.push(Cold::Leave { jump: out, exit });
+    }
+
+    /// Leaves to the address in R10, by the table of targets.
+    fn leave_indirect(&mut self, f: &Fetched<'_>, undo: i32) {
+        let exit = self.emitter.exits.add(Exit::Indirect { rip: f.rip, undo });
+        self.emitter.asm.store_constant32(field!(exit), exit);
+        let used_up = self.charge(f.done + 1);
+        let asm = &mut *self.emitter.asm;
+        asm.pext(R11, R10, field!(jump_mask));
+        asm.jmp_mem(indexed(RSP, R11, 3, jumps_offset(self.emitter.user)));
+        asm.bind(used_up);
+        asm.jmp(self.thunks.exit);
+    }
+
+    /// Emits what is rarely run.
+    fn finish(&mut self) {
+        while let Some(cold) = self.emitter.cold.pop() {
+            match cold {
+                Cold::Leave { jump, exit } => {
+                    self.emitter.asm.bind(jump);
+                    self.stub(exit, self.thunks.exit);
+                }
+                Cold::Miss { jump, exit, stack } => {
+                    self.emitter.asm.bind(jump);
+                    if let Some((base, low)) = stack {
+                        self.emitter.asm.lea(R10, at(base, low));
+                    }
+                    self.stub(exit, self.thunks.miss);
+                }
+                Cold::Taken { jump, target, count } => {
+                    self.emitter.asm.bind(jump);
+                    self.leave_to(target, count);
+                }
+            }
+        }
+    }
+
+    fn stub(&mut self, exit: u32, thunk: u64) {
+        self.emitter.asm.store_constant32(field!(exit), exit);
+        self.emitter.asm.jmp(thunk);
+    }
+}
