@@ -113,3 +113,28 @@ impl Counts {
         AMD.then_some(instead)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rules_cover_what_they_name() {
+        let (mut counts, ours) = (Counts::default(), [0x5a; 512]);
+        // A pointer that is neither zero nor the model's stays a difference, and so do zeros with an exception pending.
+        for (at, value) in [(8, 1), (FSW_AT, fsw::ES as u8)] {
+            let mut silicon = [0; 512];
+            silicon[at] = value;
+            counts.pointers(&mut silicon, &ours);
+            assert_eq!(silicon[8], if at == 8 { value } else { 0 });
+        }
+        // Another bit of the mask, and an operand that the rule does not speak of.
+        let mut silicon = [0; 512];
+        silicon[MASK].copy_from_slice(&0x6_ffff_u32.to_le_bytes());
+        counts.mask(&mut silicon);
+        assert_eq!((silicon[MASK.start + 2], counts.mask), (6, 0));
+        assert_eq!(counts.rounding(X87Binary::Scale, F80::ONE), None);
+        assert_eq!(counts.rounding(X87Binary::PartialRemainder, F80::INDEFINITE), None);
+        assert_eq!(counts.rounding, 0);
+    }
+}
