@@ -263,7 +263,7 @@ pub fn run(plan: &Plan) -> Report {
                         )
                         .is_none()
                     {
-                        report.by_maker("x87 pointers lost with a switch of context");
+                        report.by_maker(vendor::LOST);
                         continue;
                     }
                     let again = format!("TRAPGATE_SEED={} TRAPGATE_CASE=block:{number}", plan.seed);
