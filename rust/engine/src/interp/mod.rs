@@ -22,6 +22,7 @@ mod stack;
 mod string;
 mod syscall;
 mod system;
+mod undefined;
 mod vector;
 
 pub use run::Engine;

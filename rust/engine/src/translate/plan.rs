@@ -123,7 +123,9 @@ fn is_integer(insn: &Insn, high: bool) -> bool {
         Add | Or | Adc | Sbb | And | Sub | Xor | Cmp | Test | Inc | Dec | Neg | Not | Rol | Ror | Rcl | Rcr
         | Shl | Shr | Sar | Mov | Movzx | Movsx | Setcc => true,
         _ if high => false,
-        Xadd | Cmpxchg | Shld | Shrd | Mul | Imul | Bsf | Bsr | Popcnt | Tzcnt | Lzcnt | Bswap | Movbe | Movnti
+        // Beyond their width the 16-bit forms differ from processor to processor.
+        Shld | Shrd => insn.opsize > 2,
+        Xadd | Cmpxchg | Mul | Imul | Bsf | Bsr | Popcnt | Tzcnt | Lzcnt | Bswap | Movbe | Movnti
         | Movsxd | Xchg | Cmovcc | Cbw | Cwd | Lahf | Sahf | Clc | Stc | Cmc | Mfence | Lfence | Sfence
         | Crc32 => true,
         // A bit offset in a register reaches beyond the operand.
