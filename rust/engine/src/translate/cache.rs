@@ -174,6 +174,7 @@ impl Context {
         self.index_mask = ((super::context::TLB_SIZE - 1) << 12) as u64;
         self.jump_mask = (super::context::JUMPS - 1) as u64;
         self.budget = BUDGET_BIAS;
+        self.arithmetic_mask = crate::state::flags::ARITHMETIC;
         for view in &mut self.tlb {
             for (index, entry) in view.iter_mut().enumerate() {
                 *entry = empty(index);

@@ -1,17 +1,17 @@
 //! Translates one instruction after the other into host code: registers renamed, memory operands checked against the inline
 //! TLB, guest flags left in the host's throughout. Every inserted instruction leaves flags alone.
 
-use trapgate_x86::features::Features;
-use trapgate_x86::insn::{Insn, Operand, Prefixes, RIP};
+use trapgate_x86::insn::{Bits, Insn, Operand, Prefixes, RIP};
 use trapgate_x86::layout::Layout;
 use trapgate_x86::op::Op;
 use trapgate_x86::slots::Slots;
 use trapgate_x86::Map;
 
-use super::asm::{Address, Asm, Encoding, Escape, Fixup, R10, R11, RCX, Rm, Vex, at, indexed};
-use super::context::{Place, field, place, slot, tlb_offset};
+use super::asm::{Address, Asm, Encoding, Escape, R10, R11, RAX, RCX, RDX, Rm, Vex, at, indexed};
+use super::context::{Place, field, place, saved, slot, tlb_offset};
 use super::exits::{Access, Cold, Exit, Exits};
 use super::plan::{self, Plan};
+use crate::interp::{Uop, handler};
 
 /// An instruction as it was fetched and decoded.
 #[derive(Clone, Copy, Debug)]
@@ -53,8 +53,8 @@ pub struct Emitter<'a> {
     pub cold: Vec<Cold>,
     /// CPL 3.
     pub user: bool,
-    pub features: Features,
-    pub vectors: bool,
+    /// Offset of the page in the host mapping.
+    pub page: u64,
 }
 
 /// A register that an instruction uses in place of one that lives in memory.
@@ -89,11 +89,26 @@ impl Emitter<'_> {
                 self.leave(f);
                 Ok(())
             }
-            Plan::Vector => {
-                self.vectors = true;
-                self.copy(f)
+            Plan::Copy | Plan::Vector => self.copy(f),
+            Plan::Divide => {
+                self.divide(f);
+                Ok(())
             }
-            Plan::Copy => self.copy(f),
+            Plan::Cli => {
+                self.set_interrupts(false);
+                Ok(())
+            }
+            Plan::Sti => {
+                self.asm.load(RCX, field!(quiet));
+                self.leave_if_zero(f);
+                self.set_interrupts(true);
+                Ok(())
+            }
+            Plan::Swapgs => {
+                self.swapgs();
+                Ok(())
+            }
+            Plan::Pushf => self.pushf(f),
             _ => Err(Untranslatable),
         }
     }
@@ -117,7 +132,9 @@ impl Emitter<'_> {
             Operand::Mem { size } => Some(*size),
             _ => None,
         });
-        let by_cl = counts_by_cl(insn);
+        // CMPXCHG8B and 16B take half of the new value from RCX.
+        let pair = matches!(insn.op, Op::Cmpxchg8b | Op::Cmpxchg16b);
+        let by_cl = counts_by_cl(insn) || pair;
         let mut scratch = Scratch { free: Vec::with_capacity(3), used: Vec::new() };
         scratch.free.extend(if memory.is_some() { &[RCX][..] } else { &[RCX, R11, R10][..] });
         if by_cl {
@@ -133,7 +150,7 @@ impl Emitter<'_> {
         };
         if by_cl {
             let Place::Host(count) = place(1) else { return Err(Untranslatable) };
-            self.asm.mov32(RCX, count);
+            if pair { self.asm.mov(RCX, count) } else { self.asm.mov32(RCX, count) }
         }
         let rm = match address {
             Some(address) => Rm::Mem(address),
@@ -346,7 +363,11 @@ impl Emitter<'_> {
         self.asm.load(RCX, indexed(super::asm::RSP, R11, 3, tag));
         let last = if aligned { 0 } else { size as i32 - 1 };
         self.asm.lea(RCX, indexed(RCX, R10, 0, last));
-        self.asm.pext(RCX, RCX, if aligned { field!(aligned_mask) } else { field!(page_mask) });
+        if aligned {
+            self.asm.pext(RCX, RCX, field!(aligned_mask));
+        } else {
+            self.asm.shrx(RCX, RCX, super::asm::RSP);
+        }
         self.asm.jrcxz(5);
         let jump = self.asm.jmp_later();
         let access = Access { size: size as u16, write, aligned, stack: false };
@@ -361,7 +382,7 @@ impl Emitter<'_> {
         let retry = self.asm.here();
         self.asm.load(RCX, field!(minus_stack));
         self.asm.lea(RCX, indexed(RCX, base, 0, high - 1));
-        self.asm.pext(RCX, RCX, field!(page_mask));
+        self.asm.shrx(RCX, RCX, super::asm::RSP);
         self.asm.jrcxz(5);
         let jump = self.asm.jmp_later();
         let access = Access { size: (high - low) as u16, write, aligned: false, stack: true };
@@ -421,10 +442,10 @@ impl Emitter<'_> {
     pub fn stack_after_load(&mut self, f: &Fetched<'_>, sp: u8) {
         self.asm.load(RCX, field!(minus_stack));
         self.asm.lea(RCX, indexed(RCX, sp, 0, -1));
-        self.asm.pext(RCX, RCX, field!(page_mask));
+        self.asm.shrx(RCX, RCX, super::asm::RSP);
         self.asm.jrcxz(5);
         let jump = self.asm.jmp_later();
-        let exit = self.exits.add(Exit::Interpret { rip: f.rip, done: f.done });
+        let exit = self.interpret(f);
         self.cold.push(Cold::Leave { jump, exit });
         self.asm.load(R11, field!(stack_delta));
     }
@@ -465,8 +486,106 @@ impl Emitter<'_> {
         }
     }
 
-    pub fn later(&mut self, jump: Fixup, exit: u32) {
+    /// The exit by which the interpreter runs an instruction.
+    pub fn interpret(&mut self, f: &Fetched<'_>) -> u32 {
+        let uop = Uop::new(f.insn, handler(&f.insn), 0, Bits::B64, true);
+        let step = self.exits.add_step(uop, self.page);
+        self.exits.add(Exit::Interpret { rip: f.rip, done: f.done, step })
+    }
+
+    /// Lets the interpreter run the instruction if RCX is zero.
+    fn leave_if_zero(&mut self, f: &Fetched<'_>) {
+        self.asm.jrcxz(2);
+        // jmp over the next five bytes
+        self.asm.bytes(&[0xeb, 5]);
+        let jump = self.asm.jmp_later();
+        let exit = self.interpret(f);
         self.cold.push(Cold::Leave { jump, exit });
+    }
+
+    fn set_interrupts(&mut self, on: bool) {
+        self.asm.store_constant32(field!(interrupts), u32::from(on));
+    }
+
+    fn swapgs(&mut self) {
+        self.asm.load(R10, field!(gs_base));
+        self.asm.load(R11, field!(kernel_gs_base));
+        self.asm.store(field!(gs_base), R11);
+        self.asm.store(field!(kernel_gs_base), R10);
+    }
+
+    /// PUSHF: the arithmetic flags are in the host's RFLAGS, the others in the context.
+    fn pushf(&mut self, f: &Fetched<'_>) -> Result<(), Untranslatable> {
+        let Place::Host(sp) = place(4) else { return Err(Untranslatable) };
+        self.stack(f, sp, -8, 0, true);
+        self.asm.bytes(&[0x9c, 0x59]); // pushfq; pop rcx
+        // PEXT and PDEP by one mask are an AND that leaves flags alone.
+        self.asm.pext(RCX, RCX, field!(arithmetic_mask));
+        self.asm.pdep(RCX, RCX, field!(arithmetic_mask));
+        self.asm.load(R10, field!(other_flags));
+        self.asm.lea(RCX, indexed(RCX, R10, 0, 0));
+        self.asm.load(R10, field!(interrupts));
+        // IF is bit 9.
+        self.asm.rorx(R10, R10, 64 - 9);
+        self.asm.lea(RCX, indexed(RCX, R10, 0, 0));
+        self.asm.store(indexed(sp, R11, 0, -8), RCX);
+        self.asm.lea(sp, at(sp, -8));
+        Ok(())
+    }
+
+    /// Puts OF and what LAHF gives, and RAX, into the context.
+    fn keep_flags(&mut self) {
+        self.asm.store(saved(0), RAX);
+        self.asm.bytes(&[0x9f, 0x0f, 0x90, 0xc0]); // lahf; seto al
+        let plain = Encoding::new(Escape::None, 0x89, false, RAX, Rm::Mem(field!(flags)));
+        self.asm.emit(&Encoding { opsize: true, ..plain });
+        self.asm.load(RAX, saved(0));
+    }
+
+    /// The reverse of [`Self::keep_flags`].
+    pub fn restore_flags(&mut self) {
+        self.asm.emit(&Encoding::new(Escape::M0f, 0xb7, false, RAX, Rm::Mem(field!(flags))));
+        self.asm.bytes(&[0x04, 0x7f, 0x9e]); // add al, 7Fh; sahf
+        self.asm.load(RAX, saved(0));
+    }
+
+    /// DIV and IDIV of 32 and 64 bits. What can make the quotient too large leaves to the interpreter: for DIV a high half
+    /// that is not below the divisor, for IDIV a dividend of more than one register, or a divisor of 0 or -1.
+    fn divide(&mut self, f: &Fetched<'_>) {
+        let insn = &f.insn;
+        let wide = insn.opsize == 8;
+        match insn.operands[0] {
+            Operand::Gpr { reg, .. } => {
+                let from = self.borrow(place(reg), RCX);
+                self.asm.mov(RCX, from);
+            }
+            _ => {
+                let from = self.operand_address(f, u64::from(insn.opsize));
+                self.asm.emit(&Encoding::new(Escape::None, 0x8b, wide, RCX, Rm::Mem(from)));
+            }
+        }
+        self.keep_flags();
+        let exit = self.interpret(f);
+        if insn.op == Op::Div {
+            self.asm.emit(&Encoding::new(Escape::None, 0x39, wide, RCX, Rm::Reg(RDX))); // cmp rdx, rcx
+            let jump = self.asm.jcc_later(3);
+            self.cold.push(Cold::Restore { jump, exit });
+        } else {
+            self.asm.emit(&Encoding::new(Escape::None, 0x8b, wide, R10, Rm::Reg(RAX)));
+            let sign = Encoding::new(Escape::None, 0xc1, wide, 7, Rm::Reg(R10)); // sar r10, 63 or 31
+            self.asm.emit(&Encoding { imm: &[if wide { 63 } else { 31 }], ..sign });
+            self.asm.emit(&Encoding::new(Escape::None, 0x39, wide, RDX, Rm::Reg(R10)));
+            let jump = self.asm.jcc_later(5);
+            self.cold.push(Cold::Restore { jump, exit });
+            self.asm.emit(&Encoding::new(Escape::None, 0x8d, wide, R10, Rm::Mem(at(RCX, 1))));
+            let one = Encoding::new(Escape::None, 0x83, wide, 7, Rm::Reg(R10)); // cmp r10, 1
+            self.asm.emit(&Encoding { imm: &[1], ..one });
+            let jump = self.asm.jcc_later(6);
+            self.cold.push(Cold::Restore { jump, exit });
+        }
+        self.restore_flags();
+        let extension = if insn.op == Op::Div { 6 } else { 7 };
+        self.asm.emit(&Encoding::new(Escape::None, 0xf7, wide, extension, Rm::Reg(RCX)));
     }
 }
 

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::hash::BuildHasherDefault;
 
 use super::Translator;
-use super::context::PAIRS;
+use super::context::{Context, PAIRS};
 use super::exits::Exit;
 use super::unit::{self, MOST_BYTES, Source};
 use crate::memory::PAGE;
@@ -74,7 +74,20 @@ struct Found {
 impl Translator {
     /// The entry of the unit at the vCPU's RIP, made if need be; `None` if the interpreter is to run the next instruction.
     pub(super) fn find(&mut self, cpu: &mut Vcpu) -> Option<u64> {
-        self.unit_at(cpu, cpu.rip).map(|found| found.entry)
+        let rip = cpu.rip;
+        let found = self.unit_at(cpu, rip)?;
+        if self.options.link {
+            let global = self.is_global(cpu, rip);
+            self.set_jump(rip, cpu.user_view, global, found.indirect);
+        }
+        Some(found.entry)
+    }
+
+    /// Where the table of indirect targets says that the unit at the vCPU's RIP is; it may be another address's, which the
+    /// unit itself finds out.
+    pub(super) fn known(&self, cpu: &Vcpu) -> Option<u64> {
+        let slot = self.context.get().jumps[usize::from(cpu.user_view)][Context::jump(cpu.rip)];
+        (slot != self.thunks.exit).then_some(slot)
     }
 
     /// Lets a jump lead straight to its target from now on.
@@ -89,8 +102,8 @@ impl Translator {
             if found.pair == 0 {
                 return;
             }
-            let pairs = std::mem::offset_of!(super::context::Context, pairs) as u32;
-            self.cache.write(guard, &(pairs + u32::from(found.pair)).to_le_bytes());
+            let pairs = super::context::at_offset(std::mem::offset_of!(super::context::Context, pairs)).disp;
+            self.cache.write(guard, &(pairs + i32::from(found.pair)).to_le_bytes());
             let global = self.is_global(cpu, rip);
             self.set_pair(found.pair, rip & !(PAGE - 1), global);
         }
@@ -158,12 +171,13 @@ impl Translator {
         }
         let key = self.pages.all[page as usize].key;
         let offset = (rip % PAGE) as usize;
-        let mut code = [0; PAGE as usize];
-        let code = &mut code[offset..];
+        let mut code = [0; 15 * unit::LONGEST as usize];
+        let length = code.len().min(PAGE as usize - offset);
+        let code = &mut code[..length];
         cpu.memory.read_host(key.host + offset as u64, code);
         self.asm.start(self.cache.next());
         let longest = self.options.longest;
-        let source = Source { rip, code, user: key.user, features: cpu.features(), longest };
+        let source = Source { rip, code, page: key.host, user: key.user, features: cpu.features(), longest };
         let made = unit::translate(&mut self.asm, &mut self.exits, &self.thunks, &source);
         // Making a unit watches its page: the vCPU's TLB has a change for ours.
         self.follow_changes(cpu);

@@ -10,7 +10,7 @@ use trapgate_x86::layout::Layout;
 use trapgate_x86::slots::decode_slots;
 
 use super::asm::{Asm, Encoding, Escape, R10, R11, RCX, RSP, Rm, at, indexed};
-use super::context::{BUDGET_TOP, Place, field, jumps_offset, place};
+use super::context::{Place, field, jumps_offset, place};
 use super::emit::{Emitter, Fetched};
 use super::exits::{Cold, Exit, Exits};
 use super::plan::{self, Plan};
@@ -28,8 +28,10 @@ pub const MOST_BYTES: usize = 64 << 10;
 #[derive(Clone, Copy, Debug)]
 pub struct Source<'a> {
     pub rip: u64,
-    /// The bytes from there to the end of the page.
+    /// The bytes from there on, up to the end of the page or as many as a unit can have.
     pub code: &'a [u8],
+    /// Offset of the page in the host mapping.
+    pub page: u64,
     pub user: bool,
     pub features: Features,
     /// Instructions at most.
@@ -50,19 +52,15 @@ pub struct Made {
 /// An instruction and what becomes of it.
 type Planned<'a> = (Fetched<'a>, Plan);
 
-/// Translates into the assembler's buffer. `None` if the first instruction is the interpreter's.
+/// Translates into the assembler's buffer. `None` if there is no instruction that ends in this page.
 pub fn translate(asm: &mut Asm, exits: &mut Exits, thunks: &Thunks, source: &Source<'_>) -> Option<Made> {
     let list = fetch(source);
-    let (first, plan) = list.first()?;
-    if *plan == Plan::Interpret {
-        return None;
-    }
-    let start = first.rip;
+    let start = list.first()?.0.rip;
     let vectors = list.iter().any(|(_, plan)| *plan == Plan::Vector);
     let indirect = asm.here();
     let entry = arrivals(asm, exits, thunks, start, vectors);
     let mut unit = Flow {
-        emitter: Emitter { asm, exits, cold: Vec::new(), user: source.user, features: source.features, vectors },
+        emitter: Emitter { asm, exits, cold: Vec::new(), user: source.user, page: source.page },
         thunks,
         page: start & !0xfff,
     };
@@ -93,7 +91,7 @@ fn fetch<'a>(source: &Source<'a>) -> Vec<Planned<'a>> {
         let Ok((insn, slots)) = decode_slots(bytes, &layout, &source.features) else { break };
         let rip = source.rip.wrapping_add(at as u64);
         let fetched = Fetched { bytes, layout, insn, slots, rip, done: list.len() as u32 };
-        let mut plan = plan::plan(&insn);
+        let mut plan = plan::plan(&insn, source.user);
         if insn.operands[0] == Operand::Rel && !canonical(fetched.next().wrapping_add(insn.imm)) {
             plan = Plan::Interpret;
         }
@@ -188,7 +186,7 @@ impl Flow<'_> {
 
     /// The interpreter runs the instruction.
     fn interpret(&mut self, f: &Fetched<'_>) {
-        let exit = self.emitter.exits.add(Exit::Interpret { rip: f.rip, done: f.done });
+        let exit = self.emitter.interpret(f);
         self.emitter.asm.store_constant32(field!(exit), exit);
         self.emitter.asm.jmp(self.thunks.exit);
     }
@@ -246,7 +244,7 @@ impl Flow<'_> {
         asm.load(RCX, field!(budget));
         asm.lea(RCX, at(RCX, -(count as i32)));
         asm.store(field!(budget), RCX);
-        asm.load_byte(RCX, BUDGET_TOP);
+        asm.shrx(RCX, RCX, RSP);
         asm.jrcxz_later()
     }
 
@@ -292,6 +290,11 @@ impl Flow<'_> {
             match cold {
                 Cold::Leave { jump, exit } => {
                     self.emitter.asm.bind(jump);
+                    self.stub(exit, self.thunks.exit);
+                }
+                Cold::Restore { jump, exit } => {
+                    self.emitter.asm.bind(jump);
+                    self.emitter.restore_flags();
                     self.stub(exit, self.thunks.exit);
                 }
                 Cold::Miss { jump, exit, stack } => {
