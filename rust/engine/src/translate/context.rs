@@ -67,7 +67,8 @@ pub struct Context {
     pub exit: u64,
     /// Address bits above a page and below 16, for operands that must be aligned.
     pub aligned_mask: u64,
-    pub spare: u64,
+    /// Address bits above a page and below 8: those of a stack slot that cannot cross.
+    pub slot_mask: u64,
 
     /// Not zero while the guest's IF is set.
     pub interrupts: u64,

@@ -21,8 +21,8 @@ pub enum Exit {
     Interpret { rip: u64, done: u32, step: u32 },
     /// A memory access at `rip` did not find its page; the instruction starts again at the host address `retry`.
     Miss { rip: u64, done: u32, retry: u64, access: Access },
-    /// The unit at `rip` needs the vector registers; nothing of it has run.
-    Vectors { rip: u64 },
+    /// The unit at `rip` needs the vector registers; nothing of it has run. It is entered again at `entry`.
+    Vectors { rip: u64, entry: u64 },
     /// The slot of an address led to another address's unit: nothing has run.
     Astray,
     /// The unit that was translated from `rip` is no more.
@@ -39,6 +39,8 @@ pub struct Access {
     pub aligned: bool,
     /// By the page that is kept for the stack.
     pub stack: bool,
+    /// The check is for more than the instruction's own access.
+    pub group: bool,
 }
 
 /// All exits of the cache, by number.
@@ -52,6 +54,12 @@ impl Exits {
     pub fn add(&mut self, exit: Exit) -> u32 {
         self.all.push(exit);
         (self.all.len() - 1) as u32
+    }
+
+    pub fn set(&mut self, n: u32, exit: Exit) {
+        if let Some(slot) = self.all.get_mut(n as usize) {
+            *slot = exit;
+        }
     }
 
     pub fn get(&self, n: u32) -> Option<Exit> {

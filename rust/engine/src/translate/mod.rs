@@ -5,6 +5,7 @@
 //! code works on, `exits` and `thunks` how it leaves; `pages` knows which code stands where and whether it is still good,
 //! `tlb` keeps the translations that code may use; `cache` holds the code and enters it.
 
+mod access;
 mod asm;
 mod cache;
 mod context;
@@ -245,15 +246,25 @@ impl Translator {
                 *left = left.saturating_sub(u64::from(done));
                 self.step(cpu, step, left)
             }
-            Some(Exit::Miss { rip, done, .. }) => {
+            Some(Exit::Miss { rip, done, access, .. }) => {
                 cpu.rip = rip;
                 cpu.count = cpu.count.wrapping_add(u64::from(done));
+                *left = left.saturating_sub(u64::from(done));
+                // A group may miss what its first access alone finds.
+                let alone = if access.group && *left > 0 { self.find_alone(cpu) } else { None };
+                if let Some(target) = alone {
+                    return self.enter(cpu, target, left);
+                }
                 self.stats.interpreted += 1;
                 Some(Next::Interpret)
             }
-            Some(Exit::Vectors { rip }) => {
+            Some(Exit::Vectors { rip, entry }) => {
                 cpu.rip = rip;
-                self.lend_vectors(cpu)
+                if !self.lend_vectors(cpu) {
+                    self.stats.interpreted += 1;
+                    return Some(Next::Interpret);
+                }
+                self.enter(cpu, entry, left)
             }
             Some(Exit::Astray) => self.enter_found(cpu, left),
             Some(Exit::Gone { rip }) => {
@@ -310,13 +321,12 @@ impl Translator {
 
     /// A unit needs the vector registers: gives them to it, unless an instruction of its kind would fault or the interpreter
     /// must see to unmasked exceptions.
-    fn lend_vectors(&mut self, cpu: &mut Vcpu) -> Option<Next> {
+    fn lend_vectors(&mut self, cpu: &mut Vcpu) -> bool {
         const MASKS: u32 = 0x1f80;
         let usable = cpu.cr0 & (cr0::TS | cr0::EM) == 0 && cpu.cr4 & cr4::OSFXSR != 0;
         let state = cpu.vector();
         if !usable || state.mxcsr & MASKS != MASKS {
-            self.stats.interpreted += 1;
-            return Some(Next::Interpret);
+            return false;
         }
         let (xmm, mxcsr) = (state.xmm, state.mxcsr);
         let context = self.context.get_mut();
@@ -325,7 +335,7 @@ impl Translator {
         }
         context.mxcsr = mxcsr;
         context.vector = 1;
-        None
+        true
     }
 
     /// Called by translated code for a page that it did not find; gives the cache address to go on at.

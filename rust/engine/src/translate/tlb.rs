@@ -2,12 +2,14 @@
 //! changes that the vCPU's own TLB has noted.
 
 use trapgate_x86::insn::Seg;
+use trapgate_x86::regs::rflags;
 
 use super::Translator;
 use super::context::{Context, Entry, JUMPS, PAIRS, empty};
 use super::exits::Access;
 use crate::memory::PAGE;
 use crate::mmu::access::Intent;
+use crate::mmu::walk;
 use crate::mmu::tlb::{Change, Marks};
 use crate::state::Vcpu;
 
@@ -136,8 +138,9 @@ impl Translator {
 
     /// Finds the page of an access for translated code; whether the access can be made now.
     pub(super) fn fill(&mut self, cpu: &mut Vcpu, linear: u64, access: Access) -> bool {
-        let Access { size, write, aligned, stack } = access;
-        if (linear & 0xfff) + u64::from(size) > PAGE || aligned && linear & 15 != 0 {
+        let Access { size, write, aligned, stack, group } = access;
+        let crosses = (linear & 0xfff) + u64::from(size) > PAGE;
+        if crosses || aligned && linear & 15 != 0 || stack && size == 8 && linear & 7 != 0 {
             return false;
         }
         let seg = if stack { Seg::Ss } else { Seg::Ds };
@@ -148,6 +151,10 @@ impl Translator {
             (tag == linear & !0xfff).then_some(entry)
         };
         let mut found = known(cpu);
+        if found.is_none() && group && write && !self.may_write(cpu, linear) {
+            // To make the page writable is up to the member that writes.
+            return false;
+        }
         if found.is_none() {
             // Whatever it would raise the interpreter raises when it runs the instruction.
             let outcome = cpu.place(seg, linear, intent, 1);
@@ -184,6 +191,17 @@ impl Translator {
             context.stack_delta = delta;
         }
         true
+    }
+
+    /// Whether a page is known to be writable and dirty: looking further would mark it so.
+    fn may_write(&self, cpu: &Vcpu, linear: u64) -> bool {
+        let access = walk::Access {
+            write: true,
+            fetch: false,
+            user: cpu.user_view,
+            smap_off: cpu.flags.is_set(rflags::AC),
+        };
+        cpu.shadow_tables.get(linear).is_some_and(|known| known.dirty && cpu.paging().allows(&known, access))
     }
 
     /// Lets indirect branches find a unit.

@@ -10,6 +10,7 @@ use trapgate_x86::layout::Layout;
 use trapgate_x86::slots::decode_slots;
 
 use super::asm::{Asm, Encoding, Escape, R10, R11, RCX, RSP, Rm, at, indexed};
+use super::access::Groups;
 use super::context::{Place, field, jumps_offset, place};
 use super::emit::{Emitter, Fetched};
 use super::exits::{Cold, Exit, Exits};
@@ -36,6 +37,8 @@ pub struct Source<'a> {
     pub features: Features,
     /// Instructions at most.
     pub longest: u32,
+    /// Check each access alone.
+    pub alone: bool,
 }
 
 /// Where a new unit is entered, by address in the cache.
@@ -50,17 +53,18 @@ pub struct Made {
 }
 
 /// An instruction and what becomes of it.
-type Planned<'a> = (Fetched<'a>, Plan);
+pub type Planned<'a> = (Fetched<'a>, Plan);
 
 /// Translates into the assembler's buffer. `None` if there is no instruction that ends in this page.
 pub fn translate(asm: &mut Asm, exits: &mut Exits, thunks: &Thunks, source: &Source<'_>) -> Option<Made> {
     let list = fetch(source);
     let start = list.first()?.0.rip;
+    let groups = Groups::of(&list, source.alone);
     let vectors = list.iter().any(|(_, plan)| *plan == Plan::Vector);
     let indirect = asm.here();
     let entry = arrivals(asm, exits, thunks, start, vectors);
     let mut unit = Flow {
-        emitter: Emitter { asm, exits, cold: Vec::new(), user: source.user, page: source.page },
+        emitter: Emitter { asm, exits, cold: Vec::new(), user: source.user, page: source.page, groups },
         thunks,
         page: start & !0xfff,
     };
@@ -120,9 +124,10 @@ fn arrivals(asm: &mut Asm, exits: &mut Exits, thunks: &Thunks, rip: u64, vectors
     asm.jmp(thunks.exit);
     let no_vectors = asm.here();
     if vectors {
-        let exit = exits.add(Exit::Vectors { rip });
+        let exit = exits.add(Exit::Vectors { rip, entry: 0 });
         asm.store_constant32(field!(exit), exit);
         asm.jmp(thunks.exit);
+        exits.set(exit, Exit::Vectors { rip, entry: asm.here() });
     }
     asm.bind(good);
     let entry = asm.here();
@@ -207,10 +212,10 @@ impl Flow<'_> {
                 self.emitter.stack_after_load(f, sp);
             }
             Operand::Gpr { reg, .. } => {
-                self.emitter.stack(f, sp, -8, 0, true);
+                self.emitter.stack(f, sp, -8, true);
                 self.emitter.read_target(reg);
             }
-            _ => self.emitter.stack(f, sp, -8, 0, true),
+            _ => self.emitter.stack(f, sp, -8, true),
         }
         let asm = &mut *self.emitter.asm;
         let slot = indexed(sp, R11, 0, -8);
@@ -232,7 +237,7 @@ impl Flow<'_> {
     fn return_(&mut self, f: &Fetched<'_>) {
         let Place::Host(sp) = place(4) else { return };
         let release = if let Operand::Imm { .. } = f.insn.operands[0] { f.insn.imm as i32 } else { 0 };
-        self.emitter.stack(f, sp, 0, 8, false);
+        self.emitter.stack(f, sp, 0, false);
         self.emitter.asm.load(R10, indexed(sp, R11, 0, 0));
         self.emitter.asm.lea(sp, at(sp, 8 + release));
         self.leave_indirect(f, 8 + release);
