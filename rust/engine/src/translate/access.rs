@@ -2,10 +2,11 @@
 //! nothing but constants added in between (architecture, section 4, rule 5). The check covers all that the group touches and
 //! fails if that is not on one page with the right that every member needs.
 
-use trapgate_x86::insn::{Insn, Operand, Seg};
+use trapgate_x86::insn::{Insn, Operand, RIP, Seg};
 use trapgate_x86::op::Op;
 
 use super::context::GROUPS;
+use super::emit::Fetched;
 use super::plan::{self, Plan};
 use super::unit::Planned;
 
@@ -57,25 +58,40 @@ struct Registers {
 impl Groups {
     /// Finds the groups of a unit; `alone` makes every access one of its own.
     pub fn of(list: &[Planned<'_>], alone: bool) -> Groups {
+        Groups::find(list, alone, false).0
+    }
+
+    /// The groups of a loop, those that must be aligned included, and what an iteration adds to each register; `None` where
+    /// it does more than add.
+    pub fn in_loop(list: &[Planned<'_>]) -> (Groups, [Option<i64>; 16]) {
+        let (groups, registers) = Groups::find(list, false, true);
+        let mut added = [None; 16];
+        for (n, added) in added.iter_mut().enumerate() {
+            *added = (registers.version[n] == 0).then_some(registers.delta[n]);
+        }
+        (groups, added)
+    }
+
+    fn find(list: &[Planned<'_>], alone: bool, aligned: bool) -> (Groups, Registers) {
         let mut registers = Registers { version: [0; 16], delta: [0; 16] };
         let mut groups = Groups::default();
         let mut keys = Vec::new();
         for (f, plan) in list {
-            let found = access(&f.insn, *plan, &registers);
+            let found = access(f, *plan, &registers, aligned);
             let member = found.map(|(key, offset, size, write)| {
                 groups.join(&mut keys, alone, key, offset, size, write)
             });
             groups.members.push(member);
             registers.follow(&f.insn, *plan);
         }
-        groups
+        (groups, registers)
     }
 
     fn join(&mut self, keys: &mut Vec<Key>, alone: bool, key: Key, offset: i64, size: i64, write: bool) -> Member {
-        let (low, high) = (offset, offset + size);
+        let (low, high) = (offset, offset.saturating_add(size));
         for (n, group) in self.all.iter_mut().enumerate() {
             let (from, to) = (group.low.min(low), group.high.max(high));
-            if keys[n] == key && !alone && n < GROUPS && to - from <= SPAN {
+            if keys[n] == key && !alone && n < GROUPS && to.checked_sub(from).is_some_and(|span| span <= SPAN) {
                 (group.low, group.high) = (from, to);
                 group.write |= write;
                 group.members += 1;
@@ -90,7 +106,13 @@ impl Groups {
 }
 
 /// The access that an instruction makes to memory, if a group may have it: address, offset, size and whether it writes.
-fn access(insn: &Insn, plan: Plan, registers: &Registers) -> Option<(Key, i64, i64, bool)> {
+fn access(
+    f: &Fetched<'_>,
+    plan: Plan,
+    registers: &Registers,
+    aligned: bool,
+) -> Option<(Key, i64, i64, bool)> {
+    let insn = &f.insn;
     let stack = |offset: i64, write| {
         let key = Key { base: Some((4, registers.version[4])), index: None };
         Some((key, registers.delta[4] + offset, 8, write))
@@ -108,11 +130,21 @@ fn access(insn: &Insn, plan: Plan, registers: &Registers) -> Option<(Key, i64, i
     }
     let (size, mem) = (memory?, &insn.mem);
     let plain = insn.addrsize == 8 && !matches!(mem.seg, Seg::Fs | Seg::Gs);
-    if !plain || mem.base >= 16 || size == 0 || size > 64 || plan::must_align(insn) {
+    if !plain || size == 0 || size > 64 || !aligned && plan::must_align(insn) {
         return None;
     }
-    let base = Some((mem.base, registers.version[usize::from(mem.base)]));
-    let mut offset = mem.disp + registers.delta[usize::from(mem.base)];
+    if mem.base >= 16 && mem.index >= 16 {
+        // The address is a constant, whole.
+        let base = if mem.base == RIP { f.next() } else { 0 };
+        let offset = base.wrapping_add(mem.disp as u64) as i64;
+        return Some((Key { base: None, index: None }, offset, size, plan::writes_memory(insn)));
+    }
+    let mut offset = mem.disp;
+    let base = (mem.base < 16).then(|| {
+        let n = usize::from(mem.base);
+        offset += registers.delta[n];
+        (mem.base, registers.version[n])
+    });
     let index = (mem.index < 16).then(|| {
         let n = usize::from(mem.index);
         offset += registers.delta[n] << mem.scale;

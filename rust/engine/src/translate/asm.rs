@@ -312,6 +312,12 @@ impl Asm {
         self.relative(target);
     }
 
+    /// `jcc target`, always six bytes.
+    pub fn jcc(&mut self, condition: u8, target: u64) {
+        self.bytes(&[0x0f, 0x80 | condition & 15]);
+        self.relative(target);
+    }
+
     /// `jmp` whose target is filled in later.
     pub fn jmp_later(&mut self) -> Fixup {
         self.bytes(&[0xe9, 0, 0, 0, 0]);

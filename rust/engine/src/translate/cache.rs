@@ -172,6 +172,7 @@ impl Context {
         self.page_mask = !0xfff;
         self.aligned_mask = !0xff0;
         self.slot_mask = !0xff8;
+        self.trips.fill(u64::from(super::loops::FIRST_TRIP));
         self.index_mask = ((super::context::TLB_SIZE - 1) << 12) as u64;
         self.jump_mask = (super::context::JUMPS - 1) as u64;
         self.budget = BUDGET_BIAS;

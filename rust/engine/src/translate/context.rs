@@ -14,6 +14,9 @@ pub const PAIRS: usize = 1 << 14;
 /// Slots for page offsets that several accesses of a unit share.
 pub const GROUPS: usize = 16;
 
+/// Counters of rounds of loops.
+pub const TRIPS: usize = 64;
+
 /// Added to the budget: while it lasts the counter is at least this, and shifting out a page's offset leaves something that
 /// JRCXZ can test.
 pub const BUDGET_BIAS: u64 = 1 << 12;
@@ -89,6 +92,10 @@ pub struct Context {
     /// OF in bit 0; SF, ZF, AF, PF and CF in bits 8 to 15 as LAHF gives them.
     pub flags: u64,
     pub groups: [u64; GROUPS],
+    /// Iterations that a loop may run without checks.
+    pub iterations: u64,
+    /// Rounds of plain loops until their heads are tried, by a hash of the loop.
+    pub trips: [u64; TRIPS],
     pub mxcsr: u32,
     pub host_mxcsr: u32,
     /// What the helpers need; set for each entry.

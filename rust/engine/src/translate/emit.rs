@@ -11,6 +11,7 @@ use super::asm::{Address, Asm, Encoding, Escape, R10, R11, RAX, RCX, RDX, Rm, Ve
 use super::context::{Place, field, place, saved, slot, tlb_offset};
 use super::access::{Group, Groups, Member};
 use super::exits::{Access, Cold, Exit, Exits};
+use super::loops::Loop;
 use super::plan::{self, Plan};
 use crate::interp::{Uop, handler};
 
@@ -58,6 +59,8 @@ pub struct Emitter<'a> {
     pub page: u64,
     /// Which accesses are checked together.
     pub groups: Groups,
+    /// The loop whose fast form is emitted now.
+    pub fast: Option<Loop>,
 }
 
 /// A register that an instruction uses in place of one that lives in memory.
@@ -139,7 +142,11 @@ impl Emitter<'_> {
         let pair = matches!(insn.op, Op::Cmpxchg8b | Op::Cmpxchg16b);
         let by_cl = counts_by_cl(insn) || pair;
         let mut scratch = Scratch { free: Vec::with_capacity(3), used: Vec::new() };
-        scratch.free.extend(if memory.is_some() { &[RCX][..] } else { &[RCX, R11, R10][..] });
+        scratch.free.extend(match &self.fast {
+            Some(fast) => fast.free(),
+            None if memory.is_some() => &[RCX],
+            None => &[RCX, R11, R10],
+        });
         if by_cl {
             scratch.free.retain(|reg| *reg != RCX);
         }
@@ -147,9 +154,22 @@ impl Emitter<'_> {
         if by_cl && memory.is_some() && self.lives_in_memory(f, f.slots.reg) {
             return Err(Untranslatable);
         }
-        let address = match memory {
-            Some(size) => Some(self.operand_address(f, u64::from(size))),
-            None => None,
+        let address = match (memory, self.fast.take()) {
+            (Some(_), Some(fast)) => {
+                let (address, used) = self.loop_operand(f, &fast);
+                let taken = |reg: u8| used && reg == RCX || address_names(&address, reg);
+                scratch.free.retain(|reg| !taken(*reg));
+                self.fast = Some(fast);
+                if by_cl && used {
+                    return Err(Untranslatable);
+                }
+                Some(address)
+            }
+            (Some(size), None) => Some(self.operand_address(f, u64::from(size))),
+            (None, fast) => {
+                self.fast = fast;
+                None
+            }
         };
         if by_cl {
             let Place::Host(count) = place(1) else { return Err(Untranslatable) };
@@ -205,6 +225,7 @@ impl Emitter<'_> {
         let Place::Host(count) = place(1) else { return Err(Untranslatable) };
         let rm = match memory {
             Some(_) if ch => return Err(Untranslatable),
+            Some(_) if self.fast.is_some() => return Err(Untranslatable),
             Some(size) => {
                 let address = self.operand_address(f, u64::from(size));
                 self.asm.lea(RCX, address);
@@ -262,7 +283,7 @@ impl Emitter<'_> {
     }
 
     /// The host register that holds a guest register now: its own, or `scratch` after a load.
-    fn borrow(&mut self, home: Place, scratch: u8) -> u8 {
+    pub fn borrow(&mut self, home: Place, scratch: u8) -> u8 {
         match home {
             Place::Host(host) => host,
             Place::Slot(n) => {
@@ -332,7 +353,7 @@ impl Emitter<'_> {
         let narrow = f.insn.addrsize == 4;
         if mem.base == RIP || mem.base >= 16 && mem.index >= 16 {
             let base = if mem.base == RIP { f.next() } else { 0 };
-            let value = base.wrapping_add(mem.disp as u64);
+            let value = base.wrapping_add(mem.disp as u64).wrapping_add(i64::from(add) as u64);
             return self.asm.constant(R10, if narrow { value & 0xffff_ffff } else { value });
         }
         let mut address = self.host_address(f);
@@ -367,10 +388,14 @@ impl Emitter<'_> {
             self.group_delta(member.group, &group);
             if mem.index < 16 {
                 // R11 is taken: an index that lives in memory needs another.
-                let base = self.borrow(place(mem.base), R10);
+                let base = (mem.base < 16).then(|| self.borrow(place(mem.base), R10));
                 let index = self.borrow(place(mem.index), RCX);
-                let address = Address { base: Some(base), index: Some((index, mem.scale)), disp: mem.disp as i32 };
+                let address = Address { base, index: Some((index, mem.scale)), disp: mem.disp as i32 };
                 self.asm.lea(R10, address);
+                return indexed(R10, R11, 0, 0);
+            }
+            if mem.base >= 16 {
+                self.effective_address(f, 0);
                 return indexed(R10, R11, 0, 0);
             }
             let base = self.borrow(place(mem.base), R10);
@@ -632,7 +657,7 @@ impl Emitter<'_> {
     }
 
     /// Puts OF and what LAHF gives, and RAX, into the context.
-    fn keep_flags(&mut self) {
+    pub fn keep_flags(&mut self) {
         self.asm.store(saved(0), RAX);
         self.asm.bytes(&[0x9f, 0x0f, 0x90, 0xc0]); // lahf; seto al
         let plain = Encoding::new(Escape::None, 0x89, false, RAX, Rm::Mem(field!(flags)));
@@ -687,13 +712,18 @@ impl Emitter<'_> {
     }
 }
 
+/// Whether an address is made with a register.
+fn address_names(address: &Address, reg: u8) -> bool {
+    address.base == Some(reg) || address.index.is_some_and(|(index, _)| index == reg)
+}
+
 /// The operand of a group's delta.
-fn group_slot(n: usize) -> Address {
+pub fn group_slot(n: usize) -> Address {
     super::context::at_offset(std::mem::offset_of!(super::context::Context, groups) + 8 * n)
 }
 
 /// Whether the instruction shifts by CL.
-fn counts_by_cl(insn: &Insn) -> bool {
+pub fn counts_by_cl(insn: &Insn) -> bool {
     let shift =
         matches!(insn.op, Op::Rol | Op::Ror | Op::Rcl | Op::Rcr | Op::Shl | Op::Shr | Op::Sar | Op::Shld | Op::Shrd);
     let cl = Operand::Gpr { reg: 1, size: 1 };

@@ -93,4 +93,8 @@ pub enum Cold {
     Restore { jump: Fixup, exit: u32 },
     /// A conditional branch that is taken: `count` instructions are complete.
     Taken { jump: Fixup, target: u64, count: u32 },
+    /// The same out of the fast form of a loop: `count` instructions of the iteration are complete.
+    Broken { jump: Fixup, target: u64, count: u32, len: u32, in_memory: bool },
+    /// Round a loop, of which `count` instructions are complete.
+    Back { jump: Fixup, count: u32 },
 }
