@@ -9,6 +9,7 @@ mod breakpoints;
 mod budget;
 mod delivery;
 mod descriptors;
+mod engines;
 mod gates;
 mod hostile;
 mod limits;
