@@ -171,6 +171,7 @@ impl Context {
     fn prepare(&mut self) {
         self.page_mask = !0xfff;
         self.aligned_mask = !0xff0;
+        self.stack_mask = !0xff8;
         self.index_mask = ((super::context::TLB_SIZE - 1) << 12) as u64;
         self.jump_mask = (super::context::JUMPS - 1) as u64;
         self.budget = BUDGET_BIAS;

@@ -62,7 +62,8 @@ pub struct Context {
     pub exit: u64,
     /// Address bits above a page and below 16, for operands that must be aligned.
     pub aligned_mask: u64,
-    pub spare: u64,
+    /// Address bits above a page and below 8: what the stack is accessed by is aligned, or the interpreter's.
+    pub stack_mask: u64,
 
     /// Stack pointer of the caller in Rust.
     pub host_rsp: u64,
@@ -149,4 +150,4 @@ impl Context {
     }
 }
 
-const _: () = assert!(offset_of!(Context, spare) < 128);
+const _: () = assert!(offset_of!(Context, stack_mask) < 128);

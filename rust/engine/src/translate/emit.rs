@@ -356,12 +356,13 @@ impl Emitter<'_> {
         indexed(R10, R11, 0, 0)
     }
 
-    /// Checks `[base + low, base + high)`, a part of the stack, and puts its delta into R11. Uses RCX.
+    /// Checks `[base + low, base + high)`, eight bytes of the stack, and puts its delta into R11. Uses RCX. They must be
+    /// aligned, so that they lie in one page: the one tag there is says nothing of the page before it.
     pub fn stack(&mut self, f: &Fetched<'_>, base: u8, low: i32, high: i32, write: bool) {
         let retry = self.asm.here();
         self.asm.load(RCX, field!(minus_stack));
-        self.asm.lea(RCX, indexed(RCX, base, 0, high - 1));
-        self.asm.pext(RCX, RCX, field!(page_mask));
+        self.asm.lea(RCX, indexed(RCX, base, 0, low));
+        self.asm.pext(RCX, RCX, field!(stack_mask));
         self.asm.jrcxz(5);
         let jump = self.asm.jmp_later();
         let access = Access { size: (high - low) as u16, write, aligned: false, stack: true };
@@ -420,8 +421,8 @@ impl Emitter<'_> {
     /// interpreter runs the instruction.
     pub fn stack_after_load(&mut self, f: &Fetched<'_>, sp: u8) {
         self.asm.load(RCX, field!(minus_stack));
-        self.asm.lea(RCX, indexed(RCX, sp, 0, -1));
-        self.asm.pext(RCX, RCX, field!(page_mask));
+        self.asm.lea(RCX, indexed(RCX, sp, 0, -8));
+        self.asm.pext(RCX, RCX, field!(stack_mask));
         self.asm.jrcxz(5);
         let jump = self.asm.jmp_later();
         let exit = self.exits.add(Exit::Interpret { rip: f.rip, done: f.done });

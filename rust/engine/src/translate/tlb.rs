@@ -106,7 +106,8 @@ impl Translator {
     /// Finds the page of an access for translated code; whether the access can be made now.
     pub(super) fn fill(&mut self, cpu: &mut Vcpu, linear: u64, access: Access) -> bool {
         let Access { size, write, aligned, stack } = access;
-        if (linear & 0xfff) + u64::from(size) > PAGE || aligned && linear & 15 != 0 {
+        let misaligned = aligned && linear & 15 != 0 || stack && linear & 7 != 0;
+        if (linear & 0xfff) + u64::from(size) > PAGE || misaligned {
             return false;
         }
         let seg = if stack { Seg::Ss } else { Seg::Ds };
