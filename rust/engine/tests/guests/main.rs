@@ -28,4 +28,5 @@ mod strings;
 mod tasks;
 mod tlb;
 mod transfers;
+mod translated;
 mod walk;
