@@ -15,6 +15,7 @@ mod hostile;
 mod limits;
 mod pae;
 mod permissions;
+mod programs;
 mod property;
 mod registers;
 mod returns;
