@@ -337,7 +337,16 @@ impl Writer {
                 2 if !vector => 0xf0 | opcode & 1,
                 _ => opcode,
             };
-            if map == 0 && matches!(opcode, 0xa0..=0xa3) == !memory && matches!(opcode, 0xa0..=0xa3) {
+            // Prefixes and escapes are no opcodes.
+            let prefix = match map {
+                0 => matches!(
+                    opcode,
+                    0x0f | 0x26 | 0x2e | 0x36 | 0x3e | 0x40..=0x4f | 0x62 | 0x64..=0x67 | 0xc4 | 0xc5 | 0xd5 | 0xf0 | 0xf2 | 0xf3
+                ),
+                1 => matches!(opcode, 0x38 | 0x3a),
+                _ => false,
+            };
+            if prefix || map == 0 && matches!(opcode, 0xa0..=0xa3) && !memory {
                 continue;
             }
             let escape: &[u8] = [&[][..], &[0x0f], &[0x0f, 0x38], &[0x0f, 0x3a]][map];
@@ -362,14 +371,13 @@ impl Writer {
             } else {
                 let reg = self.below(8) as u8;
                 if memory {
-                    let (bits, value) =
+                    let bits =
                         self.operand(reg, offset, narrow, &mut tail, &mut setup, &mut relative);
                     // The address decides X and B.
                     if bits != 0 && rex == 0 {
                         rex = 0x40;
                     }
                     rex = if rex == 0 { 0 } else { rex & 0x4c | bits };
-                    let _ = value;
                 } else {
                     tail.push(modrm(3, reg, self.below(8) as u8));
                 }
@@ -411,19 +419,19 @@ impl Writer {
         tail: &mut Vec<u8>,
         setup: &mut Vec<(u8, u64)>,
         relative: &mut Option<usize>,
-    ) -> (u8, ()) {
+    ) -> u8 {
         let fits = i32::try_from(offset as i64).is_ok();
         let form = self.below(16);
         if form < 2 && fits {
             tail.push(modrm(0, reg, 5));
             *relative = Some(tail.len());
             tail.extend_from_slice(&[0; 4]);
-            return (0, ());
+            return 0;
         }
         if form == 2 && fits {
             tail.extend_from_slice(&[modrm(0, reg, 4), 0x25]);
             tail.extend_from_slice(&(offset as u32).to_le_bytes());
-            return (0, ());
+            return 0;
         }
         let base = self.register();
         let index = if self.one_in(2) || base & 7 == 4 { Some(self.general()) } else { None };
@@ -479,7 +487,7 @@ impl Writer {
             (2, _) => tail.extend_from_slice(&disp.to_le_bytes()),
             _ => {}
         }
-        (index.map_or(0, |index| index >> 3) << 1 | base >> 3, ())
+        index.map_or(0, |index| index >> 3) << 1 | base >> 3
     }
 
     /// Whether a program may have an instruction at any place.
