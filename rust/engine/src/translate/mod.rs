@@ -186,6 +186,8 @@ impl Translator {
             self.forget_stack();
         }
         let context = self.context.get_mut();
+        // Vector registers that were lent when the budget ran out were never used, and may have changed since.
+        context.vector = 0;
         context.fs_base = cpu.seg[4].base;
         context.gs_base = cpu.seg[5].base;
         context.kernel_gs_base = cpu.kernel_gs_base;
