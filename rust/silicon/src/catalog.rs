@@ -139,7 +139,7 @@ fn user_fsgsbase() -> bool {
     unsafe { libc::getauxval(libc::AT_HWCAP2) & 2 != 0 }
 }
 
-fn group(code: Code) -> Group {
+pub(crate) fn group(code: Code) -> Group {
     let vector = |feature: &CpuidFeature| {
         use CpuidFeature::*;
         matches!(feature, MMX | SSE | SSE2 | SSE3 | SSSE3 | SSE4_1 | SSE4_2 | AES | PCLMULQDQ)

@@ -12,6 +12,7 @@ use trapgate_x86::model::X86_64_V2;
 use crate::case::{Case, Mode, Outcome, RSP, State, fx};
 use crate::space::PAGE;
 use crate::values::flag;
+use crate::vendor::AMD;
 
 /// RFLAGS bits that are compared: all but TF, which stays clear, and those that say nothing in user mode.
 const FLAGS: u64 = flag::STATUS | flag::DF | flag::IF | flag::NT | flag::RF | flag::ID | 2;
@@ -120,11 +121,15 @@ pub fn after(undefined: u64, flags: FlagUse) -> u64 {
 }
 
 /// Whether this host keeps the x87 pointers as the model does: FOP, FIP and FDP of the last instruction that raised an
-/// unmasked exception, and no selectors (CPUID.7.0:EBX\[6\] and \[13\]). AMD's processors differ in when they save them.
+/// unmasked exception, and no selectors (CPUID.7.0:EBX\[6\] and \[13\]). AMD's processors
+/// are [`difference`]'s own matter.
 static POINTERS: LazyLock<bool> = LazyLock::new(|| {
     let intel = __cpuid(0).ebx == u32::from_le_bytes(*b"Genu");
     intel && __cpuid(0).eax >= 7 && __cpuid_count(7, 0).ebx & (1 << 6 | 1 << 13) == 1 << 6 | 1 << 13
 });
+
+/// FSW: an unmasked exception is pending.
+pub(crate) const ES: u16 = 0x80;
 
 /// The first difference, or `None`.
 pub fn difference(case: &Case, undefined: Undefined, silicon: &Outcome, ours: &Outcome) -> Option<String> {
@@ -157,9 +162,17 @@ pub fn difference(case: &Case, undefined: Undefined, silicon: &Outcome, ours: &O
     if undefined.mmx {
         enter_mmx(&silicon.state, &mut ours.state);
     }
-    if !*POINTERS {
-        ours.state.fx[fx::FOP..fx::MXCSR].copy_from_slice(&silicon.state.fx[fx::FOP..fx::MXCSR]);
-    }
+    let pointers = &silicon.state.fx[fx::FOP..fx::MXCSR];
+    let unknown = if !*AMD {
+        if *POINTERS { fx::FOP..fx::FOP } else { fx::FOP..fx::MXCSR }
+    } else if silicon.state.fsw() & ES == 0 && pointers.iter().all(|&byte| byte == 0) {
+        // Zeros are saved while no exception is pending.
+        fx::FOP..fx::MXCSR
+    } else {
+        // With one pending, the data pointer can be that of an instruction before.
+        fx::FDP..fx::MXCSR
+    };
+    ours.state.fx[unknown.clone()].copy_from_slice(&silicon.state.fx[unknown]);
     trap(&silicon, &ours)
         .or_else(|| registers(&silicon.state, &ours.state, upper))
         .or_else(|| hex("rflags", silicon.state.rflags & flags, ours.state.rflags & flags))

@@ -5,7 +5,7 @@
 //! [`host`] runs a [`case::Case`] on the processor, [`guest`] on the engine; [`catalog`] lists the encodings of the model
 //! and what is not run; [`encode`], [`prepare`], `solve`, `values` and [`assemble`] make cases of them; [`compare`] knows what is defined;
 //! [`suite`] puts these together, [`blocks`] runs several instructions at once, and
-//! [`report`] says what was covered.
+//! [`report`] says what was covered; [`vendor`] knows what differs by the processor's maker.
 #![cfg(all(target_arch = "x86_64", target_os = "linux"))]
 
 pub mod assemble;
@@ -23,3 +23,4 @@ mod solve;
 pub mod space;
 pub mod suite;
 mod values;
+pub mod vendor;

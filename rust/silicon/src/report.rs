@@ -22,6 +22,8 @@ pub struct Report {
     cases: u64,
     /// Of blocks.
     instructions: u64,
+    /// Outcomes that differ by who made the processor, by rule.
+    by_maker: BTreeMap<&'static str, u64>,
     failures: BTreeMap<String, Failure>,
 }
 
@@ -64,6 +66,11 @@ impl Report {
         self.cases += 1;
     }
 
+    /// Counts an outcome that is the one of this maker's processors.
+    pub fn by_maker(&mut self, rule: &'static str) {
+        *self.by_maker.entry(rule).or_default() += 1;
+    }
+
     /// `what` names the kind of failure: only the first of each is shown.
     pub fn failure(&mut self, what: String, line: impl FnOnce() -> String) {
         self.failures.entry(what).or_insert_with(|| Failure { count: 0, line: line() }).count += 1;
@@ -86,6 +93,9 @@ impl Report {
         };
         for (reason, count) in &self.skipped {
             let _ = writeln!(text, "  {count:5} encodings not run, {reason}");
+        }
+        for (rule, count) in &self.by_maker {
+            let _ = writeln!(text, "  {count:5} outcomes of this maker's processors: {rule}");
         }
         let kinds: Vec<_> = self.kinds.iter().map(|(kind, n)| format!("{kind:?} {n}")).collect();
         if !kinds.is_empty() {

@@ -1,5 +1,6 @@
 //! The unit that serves best on this host: the host's own for what it does faster, the portable one for the rest. Both give
-//! the same results but for estimates and transcendental functions.
+//! the same results but for estimates, transcendental functions and, on AMD's processors, the underflow of some remainders
+//! and scales.
 
 #[cfg(target_arch = "x86_64")]
 use super::fp::{
@@ -16,7 +17,8 @@ use super::state::F80;
 #[cfg(not(target_arch = "x86_64"))]
 pub use super::soft::SoftFp as NativeFp;
 
-/// The fastest combination: changing the x87 control word twice takes longer than an addition in software.
+/// The fastest combination: changing the x87 control word twice takes longer than an addition in software. Only what gives
+/// the same on every maker's processors is left to the host.
 #[cfg(target_arch = "x86_64")]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct NativeFp;
@@ -75,7 +77,38 @@ impl FpUnit for NativeFp {
         HostFp.x87_unary(op, a, fcw)
     }
 
+    /// The remainders and the scale are exact, but processors of two makers do not agree when they signal an unmasked
+    /// underflow: what a guest sees must not follow from the host.
     fn x87_binary(&self, op: X87Binary, st0: F80, st1: F80, fcw: u16) -> X87Result {
-        HostFp.x87_binary(op, st0, st1, fcw)
+        match op {
+            X87Binary::PartialRemainder | X87Binary::PartialRemainder1 | X87Binary::Scale => {
+                SoftFp.x87_binary(op, st0, st1, fcw)
+            }
+            X87Binary::PartialArctangent | X87Binary::YLog2X | X87Binary::YLog2XPlus1 => {
+                HostFp.x87_binary(op, st0, st1, fcw)
+            }
+        }
+    }
+}
+
+#[cfg(all(test, target_arch = "x86_64"))]
+mod tests {
+    use super::super::state::fsw;
+    use super::*;
+
+    /// What Intel's processors do, on any host: a denormal that is given back is no underflow.
+    #[test]
+    fn unmasked_underflow_does_not_follow_the_hosts_maker() {
+        let unmasked = 0x37f & !fsw::UE;
+        let denormal = F80::new(0x8000, 0x0446_e558_73db_5dd5);
+        let infinity = F80::new(0x7fff, 1 << 63);
+        let unchanged = X87Result { value: denormal, pushed: None, status: fsw::DE };
+        assert_eq!(NativeFp.x87_binary(X87Binary::Scale, denormal, F80::ZERO, unmasked), unchanged);
+        for op in [X87Binary::PartialRemainder, X87Binary::PartialRemainder1] {
+            assert_eq!(NativeFp.x87_binary(op, denormal, infinity, unmasked), unchanged);
+            // By a finite divisor it is one.
+            let rounded = NativeFp.x87_binary(op, denormal, F80::ONE, unmasked);
+            assert_eq!(rounded.status, fsw::DE | fsw::UE);
+        }
     }
 }

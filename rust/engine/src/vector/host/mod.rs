@@ -15,6 +15,8 @@ mod sample;
 #[cfg(all(test, target_os = "linux"))]
 mod silicon;
 mod sse;
+#[cfg(all(test, target_os = "linux"))]
+mod vendor;
 mod x87;
 
 use super::fp::mxcsr::{FLAGS, MASK_SHIFT, UE};

@@ -6,6 +6,7 @@ use trapgate_x86::features::Features;
 use trapgate_x86::insn::{Bits, Insn, Operand};
 use trapgate_x86::op::Op;
 
+use super::super::fp::X87Binary;
 use super::super::mock::{Memory, Mock};
 use super::super::sse;
 use super::super::{Control, FpUnit, SoftFp, VectorException, VectorState, eflags, execute, is_vector};
@@ -13,6 +14,7 @@ use super::HostFp;
 use super::image::{hex, image_differences, random_state, to_image};
 use super::sample::Random;
 use super::silicon::{Context, Page, catch_sigfpe};
+use super::vendor::Counts;
 
 /// A memory operand is `[rsi]`; MASKMOVDQU's is `[rdi]`, which is the same.
 const RSI: usize = 6;
@@ -25,6 +27,8 @@ struct Oracle {
     random: Random,
     /// Instructions compared, by operation.
     compared: Vec<u32>,
+    /// Differences that follow from who made the processor.
+    vendor: Counts,
     failures: Vec<String>,
 }
 
@@ -35,6 +39,7 @@ impl Oracle {
             page: Page::new(),
             random: Random::new(1),
             compared: vec![0; Op::COUNT],
+            vendor: Counts::default(),
             failures: Vec::new(),
         }
     }
@@ -85,14 +90,30 @@ impl Oracle {
             unsafe { context.run(&self.page) };
             // The processor wrote through the address.
             let silicon_memory = std::hint::black_box(&mut memory).clone();
-            let outcome = execute(&mut state, &Control::LONG, unit, insn, &mut mock);
+            let mut outcome = execute(&mut state, &Control::LONG, unit, insn, &mut mock);
             self.compared[insn.op as usize] += 1;
+            let mut silicon = context.fx;
+            self.vendor.mask(&mut silicon);
+            let mut again = Mock { gpr, flags, address, rip, opcode, ..Mock::new(before.3.clone()) };
+            self.vendor.dot(insn, &before.0, &mut again, &mut silicon, &to_image(&state));
+            let is_result = |d: &String| d.starts_with("st0") || d.starts_with("fsw");
+            let (st1, divisor) = (before.0.x87.physical(1), before.0.x87.st(1));
+            if let Some(op) = binary(insn.op)
+                && image_differences(&silicon, &silicon, &to_image(&state)).iter().any(is_result)
+                && let Some(instead) = self.vendor.rounding(op, divisor)
+            {
+                state = before.0.clone();
+                state.x87.regs[st1] = instead;
+                outcome = execute(&mut state, &Control::LONG, unit, insn, &mut mock);
+                state.x87.regs[st1] = divisor;
+            }
+            self.vendor.pointers(&mut silicon, &to_image(&state));
             let mut differences = Vec::new();
             let expected = if self.page.trapped() { Err(VectorException::SimdError.into()) } else { Ok(()) };
             if outcome != expected {
                 differences.push(format!("silicon {expected:?}, ours {outcome:?}"));
             }
-            differences.extend(image_differences(&to_image(&before.0), &context.fx, &to_image(&state)));
+            differences.extend(image_differences(&to_image(&before.0), &silicon, &to_image(&state)));
             for i in (0..16).filter(|&i| mock.gpr[i] != context.gpr[i] && i != 4) {
                 differences.push(format!("r{i}: silicon {:#x}, ours {:#x}", context.gpr[i], mock.gpr[i]));
             }
@@ -126,6 +147,7 @@ impl Oracle {
     fn finish(self, least: usize) {
         let operations = self.compared.iter().filter(|&&n| n > 0).count();
         println!("{operations} operations, {} instructions compared", self.compared.iter().sum::<u32>());
+        println!("by maker: {:?}", self.vendor);
         assert!(
             self.failures.is_empty(),
             "{} encodings differ:\n{}",
@@ -133,6 +155,16 @@ impl Oracle {
             self.failures.join("\n")
         );
         assert!(operations >= least, "only {operations} operations were compared");
+    }
+}
+
+/// The x87 operations of two operands with exact results.
+fn binary(op: Op) -> Option<X87Binary> {
+    match op {
+        Op::Fscale => Some(X87Binary::Scale),
+        Op::Fprem => Some(X87Binary::PartialRemainder),
+        Op::Fprem1 => Some(X87Binary::PartialRemainder1),
+        _ => None,
     }
 }
 

@@ -12,6 +12,7 @@ use super::HostFp;
 use super::image::{hex, image_differences, random_state, to_image};
 use super::sample::Random;
 use super::silicon::{Context, Page};
+use super::vendor::{Counts, MASK};
 
 const XSAVE: &[u8] = &[0x0f, 0xae, 0x26];
 const XSAVE64: &[u8] = &[0x48, 0x0f, 0xae, 0x26];
@@ -58,7 +59,7 @@ fn random_memory(random: &mut Random) -> Memory {
 /// Compares `times` runs. The processor may report a component as in use that is in its initial configuration (a context
 /// switch can do that; SDM vol. 1, 13.6); such runs are left out, and their number is the result.
 fn compare_sequence(sequence: &[&[u8]], seed: u64, times: u32) -> u32 {
-    let mut left_out = 0;
+    let (mut left_out, mut vendor) = (0, Counts::default());
     let (mut page, mut random) = (Page::new(), Random::new(seed));
     let bytes = sequence.concat();
     page.place(&bytes);
@@ -77,7 +78,7 @@ fn compare_sequence(sequence: &[&[u8]], seed: u64, times: u32) -> u32 {
         let mut mock = Mock { gpr, address, rip, ..Mock::new(memory.clone()) };
         // SAFETY: both areas lie in `memory` and are long and aligned enough; the images are valid.
         unsafe { context.run(&page) };
-        let silicon_memory = std::hint::black_box(&mut memory).clone();
+        let mut silicon_memory = std::hint::black_box(&mut memory).clone();
         for code in sequence {
             let insn = decode(code, Bits::B64, &Features::all()).expect("an instruction");
             mock.base = if insn.mem.base == 7 { IMAGE_AT } else { 0 };
@@ -88,7 +89,13 @@ fn compare_sequence(sequence: &[&[u8]], seed: u64, times: u32) -> u32 {
             left_out += 1;
             continue;
         }
-        let mut differences = image_differences(&before, &context.fx, &to_image(&state));
+        let mut silicon = context.fx;
+        vendor.mask(&mut silicon);
+        vendor.pointers(&mut silicon, &to_image(&state));
+        if silicon_memory.0[MASK] != start.0[MASK] {
+            vendor.mask(&mut silicon_memory.0);
+        }
+        let mut differences = image_differences(&before, &silicon, &to_image(&state));
         // XGETBV on the host tells of components that are not offered here.
         if mock.gpr[0] != context.gpr[0] & 3 {
             differences.push(format!("rax {:#x} ours {:#x}", context.gpr[0], mock.gpr[0]));
