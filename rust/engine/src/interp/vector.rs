@@ -139,6 +139,12 @@ impl Operands for View<'_> {
 }
 
 impl Vcpu {
+    /// The effective address of a gather's element with index zero: the index is a vector register.
+    fn ea_without_index(&self, u: &Uop) -> u64 {
+        let base = self.regs[usize::from(u.insn.mem.base & 31)];
+        base.wrapping_add(u.insn.mem.disp as u64) & u.address_mask
+    }
+
     fn vector_control(&self) -> Control {
         Control {
             cr0: self.cr0,
@@ -174,8 +180,11 @@ impl Vcpu {
 /// Any instruction of [`crate::vector`].
 pub(super) fn execute(cpu: &mut Vcpu, u: &Uop) -> Done {
     let control = cpu.vector_control();
-    let masked = matches!(u.insn.op, Op::Maskmovq | Op::Maskmovdqu);
-    let offset = if masked { cpu.regs[7] & u.address_mask } else { cpu.ea(u) };
+    let offset = match u.insn.op {
+        Op::Maskmovq | Op::Maskmovdqu | Op::Vmaskmovdqu => cpu.regs[7] & u.address_mask,
+        op if vector::is_gather(op) => cpu.ea_without_index(u),
+        _ => cpu.ea(u),
+    };
     // The registers are lent out for the instruction, so that memory can be reached meanwhile.
     let mut state = cpu.vector.take().unwrap_or_else(|| Box::new(VectorState::reset()));
     let mut view = View { cpu, uop: u, offset };
@@ -186,8 +195,10 @@ pub(super) fn execute(cpu: &mut Vcpu, u: &Uop) -> Done {
         Err(Raised::Stop(stop)) => Err(stop),
         // Of an operand that is neither aligned nor canonical, these report the latter (seen on processors; others do not).
         Err(Raised::Own(VectorException::GeneralProtection))
-            if matches!(u.insn.op, Op::Fxsave | Op::Fxrstor | Op::Xsave | Op::Xsaveopt | Op::Xrstor)
-                && cpu.mode.bits == Bits::B64
+            if matches!(
+                u.insn.op,
+                Op::Fxsave | Op::Fxrstor | Op::Xsave | Op::Xsaveopt | Op::Xsavec | Op::Xrstor
+            ) && cpu.mode.bits == Bits::B64
                 && u.insn.mem.seg == Seg::Ss
                 && !canonical(offset) =>
         {
