@@ -8,6 +8,11 @@
 //! [`report`] says what was covered; [`vendor`] knows what differs by the processor's maker.
 #![cfg(all(target_arch = "x86_64", target_os = "linux"))]
 
+use trapgate_x86::model::{Model, RUNNABLE, X86_64_V3};
+
+/// The processor under test: it offers everything that the engine runs. What the host has not got is not run.
+pub static MODEL: Model = Model { features: RUNNABLE, ..X86_64_V3 };
+
 pub mod assemble;
 pub mod blocks;
 pub mod case;
