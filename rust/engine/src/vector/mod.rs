@@ -26,6 +26,8 @@ mod sse;
 mod state;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_avx;
 mod x87;
 
 use trapgate_x86::insn::Insn;

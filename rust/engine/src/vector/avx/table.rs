@@ -151,3 +151,36 @@ const fn own(op: Op) -> Kind {
         _ => Kind::None,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::sse::{float, integer};
+    use super::*;
+
+    #[test]
+    fn every_kind_has_its_functions() {
+        for &op in Op::ALL {
+            let (kind, legacy) = TABLE[op as usize];
+            let found = match kind {
+                Kind::Lanes | Kind::Widen | Kind::Shift => integer::binary(legacy).is_some(),
+                Kind::Immediate => integer::with_immediate(legacy).is_some(),
+                Kind::Float => float::plan(legacy).is_some(),
+                _ => true,
+            };
+            assert!(found, "{op:?} as {legacy:?}");
+            // Names agree but for one that has no legacy form of its own.
+            let same =
+                op.name().strip_prefix('v') == Some(legacy.name()) || op == legacy || op == Op::Vpblendd;
+            assert!(same, "{op:?} as {legacy:?}");
+        }
+    }
+
+    /// All VEX operations on vector registers that the decoder knows, but those of a feature that no model offers.
+    #[test]
+    fn no_vex_operation_is_left_out() {
+        let first = Op::Vaddpd as usize;
+        let unhandled: Vec<_> =
+            Op::ALL[first..].iter().filter(|&&op| kind(op) == Kind::None).map(|op| op.name()).collect();
+        assert_eq!(unhandled, ["vgf2p8affineinvqb", "vgf2p8affineqb", "vgf2p8mulb"]);
+    }
+}

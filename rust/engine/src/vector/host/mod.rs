@@ -7,6 +7,8 @@ mod image;
 #[cfg(all(test, target_os = "linux"))]
 mod oracle;
 #[cfg(all(test, target_os = "linux"))]
+mod oracle_fused;
+#[cfg(all(test, target_os = "linux"))]
 mod oracle_save;
 #[cfg(all(test, target_os = "linux"))]
 mod oracle_soft;
