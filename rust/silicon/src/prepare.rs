@@ -203,6 +203,10 @@ impl Maker<'_> {
             Kind::Cross => self.region + WRITABLE - 1 - random.below((size - 1).max(1)),
             Kind::ReadOnly => self.region - PAGE + random.below(PAGE - size),
             Kind::CrossReadOnly => self.region - 1 - random.below((size - 1).max(1)),
+            Kind::NonCanonical if is_gather(&self.insn) => {
+                // Far from both canonical halves, wherever the indexes lead.
+                (1 << 63) + random.below(PAGE)
+            }
             Kind::NonCanonical => {
                 random.pick(&[0x8000_0000_0000, 0x7fff_ffff_ffff_f000, 1 << 63]) + random.below(PAGE)
             }

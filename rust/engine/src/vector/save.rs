@@ -14,6 +14,7 @@ use super::state::{F80, MXCSR_MASK, MXCSR_RESET, VectorState, X87State};
 /// Legacy region and header. The AVX component follows: the only one beyond them, it has the same place in both formats
 /// (SDM vol. 1, 13.4.3).
 const AREA: usize = 576;
+const UPPER: usize = 256;
 const HEADER: usize = 512;
 const MXCSR_AT: usize = 24;
 const REGS_AT: usize = 32;
@@ -247,8 +248,9 @@ fn xsave<O: Operands>(
     let rfbm = requested(control, ops);
     let used = if op == Op::Xsavec { in_use_with_mxcsr(state) } else { in_use(state) };
     let written = if op == Op::Xsave { rfbm } else { rfbm & used };
+    // All of a component is checked, whatever the mode can name of it.
     let upper = if written & XCR0_AVX != 0 { 16 * visible_registers(control) } else { 0 };
-    ops.check_store(0, (AREA + upper) as u64)?;
+    ops.check_store(0, if upper != 0 { AREA + UPPER } else { AREA } as u64)?;
     let header = if op == Op::Xsavec {
         [rfbm & used, COMPACTED | rfbm]
     } else {
@@ -304,9 +306,9 @@ fn xrstor<O: Operands>(
     let (in_area, compacted) = checked_header(&image, control)?;
     let rfbm = requested(control, ops);
     let visible = visible_registers(control);
-    let mut upper = [0; 256];
+    let mut upper = [0; UPPER];
     if rfbm & in_area & XCR0_AVX != 0 {
-        ops.load(AREA as u64, &mut upper[..16 * visible])?;
+        ops.load(AREA as u64, &mut upper)?;
     }
     // The standard form loads MXCSR with either of its components, whether the area has them or not; in the compacted
     // form it belongs to SSE (SDM vol. 1, 13.8.1 and 13.8.2).
