@@ -188,7 +188,7 @@ impl Guest {
         cpu.cr3 = TABLES;
         cpu.cr4 = cr4::PAE | cr4::OSFXSR | cr4::OSXMMEXCPT | cr4::OSXSAVE | cr4::FSGSBASE;
         cpu.efer = efer::SCE | efer::LME | efer::LMA | efer::NXE;
-        cpu.xcr0 = xcr0::X87 | xcr0::SSE | xcr0::AVX;
+        cpu.xcr0 = xcr0::X87 | xcr0::SSE | if crate::has_upper_halves() { xcr0::AVX } else { 0 };
         cpu.gdtr.base = KERNEL + GDT;
         cpu.gdtr.limit = 0x7f;
         cpu.idtr.base = KERNEL + IDT;

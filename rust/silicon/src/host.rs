@@ -356,7 +356,7 @@ mod tests {
         }
         for n in 0..16 {
             nothing.state.set_xmm(n, n as u128 + 1);
-            nothing.state.ymm_high[n] = if is_x86_feature_detected!("avx") { n as u128 + 101 } else { 0 };
+            nothing.state.ymm_high[n] = if crate::has_upper_halves() { n as u128 + 101 } else { 0 };
         }
         nothing.state.rflags |= 1 << 21 | 1 << 14 | 1 << 10;
         nothing.state.set_fx_u16(crate::case::fx::FCW, 0x0b41);

@@ -35,7 +35,8 @@ pub(crate) fn state(state: &mut State, random: &mut Random, group: Group) {
     state.rflags = random.bits() & (flag::STATUS | flag::DF | kept) | flag::IF | 2;
     for n in 0..16 {
         state.set_xmm(n, random.vector());
-        state.ymm_high[n] = random.vector();
+        let upper = random.vector();
+        state.ymm_high[n] = if crate::has_upper_halves() { upper } else { 0 };
     }
     state.set_mxcsr(mxcsr(random));
     x87(state, random, group);

@@ -16,10 +16,17 @@ macro_rules! sized {
 
 /// The handler of an instruction.
 pub(super) fn handler(insn: &Insn) -> Handler {
-    integer(insn)
-        .or_else(|| flow(insn))
-        .or_else(|| system_op(insn))
-        .unwrap_or(if crate::vector::is_vector(insn.op) { vector::execute } else { alu::never })
+    integer(insn).or_else(|| flow(insn)).or_else(|| system_op(insn)).unwrap_or_else(|| vector_op(insn.op))
+}
+
+fn vector_op(op: Op) -> Handler {
+    if crate::vector::is_gather(op) {
+        vector::gather
+    } else if crate::vector::is_vector(op) {
+        vector::execute
+    } else {
+        alu::never
+    }
 }
 
 fn integer(i: &Insn) -> Option<Handler> {

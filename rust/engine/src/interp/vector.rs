@@ -139,12 +139,6 @@ impl Operands for View<'_> {
 }
 
 impl Vcpu {
-    /// The effective address of a gather's element with index zero: the index is a vector register.
-    fn ea_without_index(&self, u: &Uop) -> u64 {
-        let base = self.regs[usize::from(u.insn.mem.base & 31)];
-        base.wrapping_add(u.insn.mem.disp as u64) & u.address_mask
-    }
-
     fn vector_control(&self) -> Control {
         Control {
             cr0: self.cr0,
@@ -177,14 +171,22 @@ impl Vcpu {
     }
 }
 
-/// Any instruction of [`crate::vector`].
+/// Any instruction of [`crate::vector`] but gathers.
 pub(super) fn execute(cpu: &mut Vcpu, u: &Uop) -> Done {
+    let masked = matches!(u.insn.op, Op::Maskmovq | Op::Maskmovdqu | Op::Vmaskmovdqu);
+    let offset = if masked { cpu.regs[7] & u.address_mask } else { cpu.ea(u) };
+    execute_at(cpu, u, offset)
+}
+
+/// Gathers: the memory operand is the element with index zero, since the indexes are in a vector register.
+pub(super) fn gather(cpu: &mut Vcpu, u: &Uop) -> Done {
+    let base = cpu.regs[usize::from(u.insn.mem.base & 31)];
+    execute_at(cpu, u, base.wrapping_add(u.insn.mem.disp as u64) & u.address_mask)
+}
+
+#[inline(always)]
+fn execute_at(cpu: &mut Vcpu, u: &Uop, offset: u64) -> Done {
     let control = cpu.vector_control();
-    let offset = match u.insn.op {
-        Op::Maskmovq | Op::Maskmovdqu | Op::Vmaskmovdqu => cpu.regs[7] & u.address_mask,
-        op if vector::is_gather(op) => cpu.ea_without_index(u),
-        _ => cpu.ea(u),
-    };
     // The registers are lent out for the instruction, so that memory can be reached meanwhile.
     let mut state = cpu.vector.take().unwrap_or_else(|| Box::new(VectorState::reset()));
     let mut view = View { cpu, uop: u, offset };
