@@ -13,6 +13,7 @@ import pytest
 
 from conftest import PROMPT
 from trapgate import VM, Machine, exits
+from trapgate.config import CpuModel
 
 pytestmark = [pytest.mark.boot, pytest.mark.network]
 
@@ -87,6 +88,19 @@ def test_power_off(debian: Machine) -> None:
         vm.console.sendline("poweroff")
         assert isinstance(vm.run(timeout=60), exits.Shutdown)
         assert "Power down" in vm.console.transcript
+
+
+@pytest.mark.parametrize("cpu", ["x86-64-v3", "host"])
+def test_the_kernel_takes_the_processor_as_its_cpuid_says(debian: Machine, cpu: CpuModel) -> None:
+    with VM(debian.replace(cpu=cpu)) as vm:
+        vm.console.expect(PROMPT, timeout=240)
+        log = vm.console.transcript
+        assert [line for line in log.splitlines() if COMPLAINTS.search(line)] == []
+        flags = set(vm.console.command("grep -m 1 ^flags /proc/cpuinfo", PROMPT).split())
+        if cpu == "x86-64-v3":
+            assert flags >= {"avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "abm", "movbe", "xsavec"}
+            # x87, SSE and AVX: what leaf 0Dh says of the area.
+            assert "Enabled xstate features 0x7, context size is 832 bytes, using 'compacted' format" in log
 
 
 # Runs a command and prints its status and the most memory it ever held, in KiB. A process of its own, because the

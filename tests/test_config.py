@@ -44,7 +44,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"mode": "hardware"}, "mode 'hardware' is not in this version of trapgate; use 'full'"),
     ({"engine": "translator"}, "engine 'translator' is not in this version of trapgate; use 'interpreter'"),
     ({"engine": "v8"}, "engine is 'v8'; it must be one of: auto, interpreter, translator"),
-    ({"cpu": "z80"}, "cpu is 'z80'; it must be one of: x86-64-v2"),
+    ({"cpu": "z80"}, "cpu is 'z80'; it must be one of: x86-64-v2, x86-64-v3, host"),
     ({"clock": "wall"}, "clock is 'wall'; it must be one of: real, virtual"),
     ({"protocol": "uefi"}, "protocol is 'uefi'; it must be one of"),
     ({"debug_exit": "yes"}, "debug_exit is 'yes'; it must be true or false"),

@@ -59,9 +59,11 @@ def test_registers_are_read_and_set() -> None:
         assert vm.regs.rip == vm.regs.snapshot()["rip"]
         vm.regs.rax = 0x1234_5678_9ABC_DEF0
         vm.regs.xmm3 = (1 << 128) - 1
+        vm.regs.ymm15h = 15 << 120
         vm.step(2)
         assert vm.regs.rbx == 0x1234_5678_9ABC_DEF0
         assert vm.regs.xmm3 == (1 << 128) - 1
+        assert vm.regs.ymm15h == vm.regs.snapshot()["ymm15h"] == 15 << 120
         assert vm.regs.cs_base == 0
         with pytest.raises(OverflowError, match="cs holds 16 bits"):
             vm.regs.cs = 1 << 16
@@ -69,6 +71,8 @@ def test_registers_are_read_and_set() -> None:
             vm.regs.rax = -1
         with pytest.raises(AttributeError, match="no register rzx"):
             _ = vm.regs.rzx
+        with pytest.raises(AttributeError, match="no register ymm16h"):
+            _ = vm.regs.ymm16h
         assert "rip=0x" in repr(vm.regs)
 
 

@@ -29,7 +29,7 @@ __all__ = [
 Mode: TypeAlias = Literal["full", "para", "hardware"]
 Engine: TypeAlias = Literal["auto", "interpreter", "translator"]
 Clock: TypeAlias = Literal["real", "virtual"]
-CpuModel: TypeAlias = Literal["x86-64-v2"]
+CpuModel: TypeAlias = Literal["x86-64-v2", "x86-64-v3", "host"]
 Protocol: TypeAlias = Literal["auto", "linux64", "linux32", "pvh", "multiboot"]
 
 #: A file by name, or its contents.

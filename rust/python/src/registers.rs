@@ -33,6 +33,8 @@ pub enum Register {
     SysenterEsp,
     SysenterEip,
     Xmm(u8),
+    /// The upper half of a YMM register.
+    YmmHigh(u8),
     St(u8),
     Mxcsr,
     Fcw,
@@ -85,6 +87,7 @@ pub fn names() -> Vec<String> {
     }
     names.extend([0, 1, 2, 3, 6, 7].map(|n| format!("dr{n}")));
     names.extend((0..16).map(|n| format!("xmm{n}")));
+    names.extend((0..16).map(|n| format!("ymm{n}h")));
     names.extend((0..8).map(|n| format!("st{n}")));
     names
 }
@@ -116,6 +119,7 @@ impl Register {
             .filter(|n| !matches!(n, 4 | 5))
             .map(Register::Debug)
             .or_else(|| numbered("xmm", 16).map(Register::Xmm))
+            .or_else(|| Some(Register::YmmHigh(numbered_upper(name)?)))
             .or_else(|| numbered("st", 8).map(Register::St))
     }
 
@@ -131,7 +135,7 @@ impl Register {
             | Register::Fsw => 16,
             Register::Limit(_) | Register::Mxcsr | Register::TscAux => 32,
             Register::St(_) => 80,
-            Register::Xmm(_) => 128,
+            Register::Xmm(_) | Register::YmmHigh(_) => 128,
             _ => 64,
         }
     }
@@ -167,6 +171,7 @@ impl Register {
             Register::SysenterEsp => cpu.sysenter_esp,
             Register::SysenterEip => cpu.sysenter_eip,
             Register::Xmm(n) => return cpu.vector().xmm[usize::from(n & 15)],
+            Register::YmmHigh(n) => return cpu.vector().ymm_high[usize::from(n & 15)],
             Register::St(n) => {
                 let value = cpu.vector().x87.st(n);
                 return u128::from(value.sign_exponent) << 64 | u128::from(value.significand);
@@ -213,6 +218,7 @@ impl Register {
             Register::SysenterEsp => cpu.sysenter_esp = value,
             Register::SysenterEip => cpu.sysenter_eip = value,
             Register::Xmm(n) => cpu.vector().xmm[usize::from(n & 15)] = wide,
+            Register::YmmHigh(n) => cpu.vector().ymm_high[usize::from(n & 15)] = wide,
             Register::St(n) => cpu.vector().x87.set_st(n, F80::new((wide >> 64) as u16, value)),
             Register::Mxcsr => cpu.vector().mxcsr = value as u32,
             Register::Fcw => cpu.vector().x87.fcw = value as u16,
@@ -222,6 +228,11 @@ impl Register {
         cpu.update_mode();
         cpu.flush_tlb();
     }
+}
+
+/// The number in the name of an upper half, which is as GDB calls it.
+fn numbered_upper(name: &str) -> Option<u8> {
+    (0..16).find(|n| format!("ymm{n}h") == name)
 }
 
 fn segment(cpu: &Vcpu, n: u8) -> &Segment {

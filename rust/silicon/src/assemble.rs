@@ -38,10 +38,18 @@ fn is_without_effect(bytes: &[u8], rip: u64, bits: u32) -> bool {
     // transactional memory before stores.
     let repeats = matches!(bytes[0], 0xf2 | 0xf3);
     // CS is not writable outside 64-bit mode, which masked moves find out or not if they write nothing.
-    let masked = bytes[0] == 0x2e && matches!(with.mnemonic(), Mnemonic::Maskmovq | Mnemonic::Maskmovdqu);
+    let masked = bytes[0] == 0x2e && is_masked_store(&with);
     let memory = (0..with.op_count()).any(|n| with.op_kind(n) == OpKind::Memory);
     let hint = repeats && (with.is_string_instruction() || memory || bytes.contains(&0x0f));
     !hint && !masked && bytes.len() <= 15 && with.len() == without.len() + 1 && same(&with, &without)
+}
+
+fn is_masked_store(insn: &Instruction) -> bool {
+    use Mnemonic::*;
+    matches!(
+        insn.mnemonic(),
+        Maskmovq | Maskmovdqu | Vmaskmovdqu | Vmaskmovps | Vmaskmovpd | Vpmaskmovd | Vpmaskmovq
+    )
 }
 
 /// Whether two instructions do the same: everything but the prefixes that were there.

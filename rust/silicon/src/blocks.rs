@@ -11,14 +11,15 @@ use trapgate_x86::decode::decode;
 use trapgate_x86::exception::Vector;
 use trapgate_x86::flags::flag_use;
 use trapgate_x86::insn::Bits;
-use trapgate_x86::model::X86_64_V2;
 use trapgate_x86::op::Op;
 
+use crate::MODEL;
 use crate::case::{Case, Mode, Outcome};
 use crate::catalog::{Entry, Group, Verdict, catalog, group};
 use crate::compare::{self, Undefined};
 use crate::encode::{Form, Instance, instance, set_form};
 use crate::host::BATCH;
+use crate::prepare::is_gather;
 use crate::random::Random;
 use crate::report::{self, Report};
 use crate::space::{CODE, HIGH, LOW, WINDOW};
@@ -42,11 +43,13 @@ pub struct Block {
     undefined: u64,
 }
 
+const GROUPS: usize = 4;
+
 /// The encodings that blocks are made of, by group.
-fn ingredients() -> [Vec<Entry>; 3] {
+fn ingredients() -> [Vec<Entry>; GROUPS] {
     let all: Vec<Entry> =
         catalog(Mode::Long).into_iter().filter(|e| e.verdict == Verdict::Run && fits(e)).collect();
-    [Group::Integer, Group::Vector, Group::X87]
+    [Group::Integer, Group::Vector, Group::X87, Group::Avx]
         .map(|group| all.iter().filter(|entry| entry.group == group).copied().collect())
 }
 
@@ -62,6 +65,7 @@ fn fits(entry: &Entry) -> bool {
             | Enter
             | Leave
             | Ldmxcsr
+            | Vldmxcsr
             | Fldenv
             | Frstor
             | Fldcw
@@ -74,7 +78,8 @@ fn fits(entry: &Entry) -> bool {
     let large = entry.code.op_code().is_save_restore() || matches!(mnemonic, Fnsave | Fsave);
     let far = matches!(mnemonic, Bt | Bts | Btr | Btc);
     let undefined = matches!(mnemonic, Shld | Shrd | Fstpnce | Ud0 | Ud1);
-    stays && !loads_state && !large && !far && !undefined
+    // Indexes in vector registers would be anything.
+    stays && !loads_state && !large && !far && !undefined && !is_gather(&insn)
 }
 
 struct Maker<'a> {
@@ -87,7 +92,7 @@ struct Maker<'a> {
     x87: bool,
 }
 
-fn block(ingredients: &[Vec<Entry>; 3], random: &mut Random) -> Block {
+fn block(ingredients: &[Vec<Entry>; GROUPS], random: &mut Random) -> Block {
     let mut case = Case::ZERO;
     let region = random.pick(&[LOW, HIGH]);
     case.window_at = region + 8 * random.below((2 * 4096 - WINDOW as u64) / 8);
@@ -109,9 +114,9 @@ fn block(ingredients: &[Vec<Entry>; 3], random: &mut Random) -> Block {
     };
     let wanted = 2 + maker.random.below(14) as usize;
     // A block leans to one group, so that values meet.
-    let lean = maker.random.below(3) as usize;
+    let lean = maker.random.below(GROUPS as u64) as usize;
     for _ in 0..400 {
-        let group = if maker.random.one_in(3) { maker.random.below(3) as usize } else { lean };
+        let group = if maker.random.one_in(3) { maker.random.below(GROUPS as u64) as usize } else { lean };
         let entry = maker.random.pick(&ingredients[group]);
         let instance = instance(entry.code, Mode::Long, maker.random);
         maker.append(instance);
@@ -142,7 +147,7 @@ impl Maker<'_> {
         let length = self.encoder.encode(&insn, self.block.case.state.rip + at).ok()?;
         let bytes = self.encoder.take_buffer();
         let bytes = &bytes[bytes.len() - length..];
-        let ours = decode(bytes, Bits::B64, &X86_64_V2.features).ok()?;
+        let ours = decode(bytes, Bits::B64, &MODEL.features).ok()?;
         let flags = flag_use(&ours);
         if u64::from(flags.read) & self.block.undefined != 0 {
             return None;
@@ -164,7 +169,8 @@ impl Maker<'_> {
     fn place(&mut self, insn: &mut Instruction) -> Option<()> {
         let operand = (0..insn.op_count()).find(|&n| insn.op_kind(n) == OpKind::Memory)?;
         let size = insn.memory_size().size() as u64;
-        let align = if insn.has_lock_prefix() || insn.mnemonic() == Mnemonic::Xchg || size == 16 {
+        let align = if insn.has_lock_prefix() || insn.mnemonic() == Mnemonic::Xchg || size == 16 || size == 32
+        {
             size.max(1)
         } else {
             1

@@ -21,6 +21,8 @@ pub struct State {
     pub rflags: u64,
     /// x87, MMX and SSE registers as FXSAVE64 writes them.
     pub fx: [u8; FX],
+    /// Upper halves of the YMM registers.
+    pub ymm_high: [u128; 16],
 }
 
 /// How the code ended. Every case ends with an exception, at the latest the #BP that surrounds the code.
@@ -118,7 +120,7 @@ pub mod end {
 }
 
 impl State {
-    pub const ZERO: State = State { gpr: [0; 16], rip: 0, rflags: 0, fx: [0; FX] };
+    pub const ZERO: State = State { gpr: [0; 16], rip: 0, rflags: 0, fx: [0; FX], ymm_high: [0; 16] };
 
     pub fn fx_u16(&self, at: usize) -> u16 {
         u16::from_le_bytes([self.fx[at], self.fx[at + 1]])

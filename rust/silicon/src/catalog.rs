@@ -6,8 +6,9 @@ use std::collections::BTreeMap;
 
 use iced_x86::{Code, CpuidFeature, EncodingKind, Mnemonic, OpCodeOperandKind};
 use trapgate_x86::features::Features;
-use trapgate_x86::model::X86_64_V2;
+use trapgate_x86::model::host;
 
+use crate::MODEL;
 use crate::case::Mode;
 
 /// Which test an encoding belongs to, and how its states are made.
@@ -17,6 +18,8 @@ pub enum Group {
     X87,
     /// MMX and SSE, with AES and PCLMULQDQ.
     Vector,
+    /// AVX, AVX2, FMA and F16C.
+    Avx,
 }
 
 /// What is done with an encoding.
@@ -53,7 +56,7 @@ fn is_offered(code: Code, mode: Mode) -> bool {
         Mode::Compatibility => info.mode32() && info.intel_decoder32() && info.compatibility_mode(),
     };
     info.is_instruction()
-        && info.encoding() == EncodingKind::Legacy
+        && matches!(info.encoding(), EncodingKind::Legacy | EncodingKind::VEX)
         && there
         && info.mnemonic() != Mnemonic::INVALID
         && code.cpuid_features().iter().all(|&feature| model_has(feature))
@@ -84,6 +87,17 @@ fn model_has(feature: CpuidFeature) -> bool {
         FXSR => Features::FXSR,
         XSAVE => Features::XSAVE,
         XSAVEOPT => Features::XSAVEOPT,
+        XSAVEC => Features::XSAVEC,
+        AVX => Features::AVX,
+        AVX2 => Features::AVX2,
+        FMA => Features::FMA,
+        F16C => Features::F16C,
+        VAES => Features::VAES,
+        VPCLMULQDQ => Features::VPCLMULQDQ,
+        RDSEED => Features::RDSEED,
+        RDPID => Features::RDPID,
+        CLFLUSHOPT => Features::CLFLUSHOPT,
+        CLWB => Features::CLWB,
         CLFSH => Features::CLFSH,
         FSGSBASE => Features::FSGSBASE,
         RDRAND => Features::RDRAND,
@@ -103,7 +117,7 @@ fn model_has(feature: CpuidFeature) -> bool {
         SMAP => Features::SMAP,
         _ => return false,
     };
-    X86_64_V2.features.contains(ours)
+    MODEL.features.contains(ours)
 }
 
 /// What the processor that runs this offers.
@@ -125,6 +139,20 @@ impl HostFeatures {
             CpuidFeature::POPCNT => is_x86_feature_detected!("popcnt"),
             CpuidFeature::XSAVE => is_x86_feature_detected!("xsave"),
             CpuidFeature::XSAVEOPT => is_x86_feature_detected!("xsaveopt"),
+            // The others by the model that was made from them.
+            CpuidFeature::AVX => host().features.contains(Features::AVX),
+            CpuidFeature::AVX2 => host().features.contains(Features::AVX2),
+            CpuidFeature::FMA => host().features.contains(Features::FMA),
+            CpuidFeature::F16C => host().features.contains(Features::F16C),
+            CpuidFeature::VAES => host().features.contains(Features::VAES),
+            CpuidFeature::VPCLMULQDQ => host().features.contains(Features::VPCLMULQDQ),
+            CpuidFeature::BMI1 => host().features.contains(Features::BMI1),
+            CpuidFeature::BMI2 => host().features.contains(Features::BMI2),
+            CpuidFeature::LZCNT => host().features.contains(Features::LZCNT),
+            CpuidFeature::MOVBE => host().features.contains(Features::MOVBE),
+            CpuidFeature::XSAVEC => host().features.contains(Features::XSAVEC),
+            CpuidFeature::CLFLUSHOPT => host().features.contains(Features::CLFLUSHOPT),
+            CpuidFeature::CLWB => host().features.contains(Features::CLWB),
             CpuidFeature::FSGSBASE => user_fsgsbase(),
             // The rest is what every x86-64 processor has.
             _ => true,
@@ -145,7 +173,13 @@ pub(crate) fn group(code: Code) -> Group {
         matches!(feature, MMX | SSE | SSE2 | SSE3 | SSSE3 | SSE4_1 | SSE4_2 | AES | PCLMULQDQ)
     };
     let features = code.cpuid_features();
-    if features
+    let avx = |feature: &CpuidFeature| {
+        use CpuidFeature::*;
+        matches!(feature, AVX | AVX2 | FMA | F16C | VAES | VPCLMULQDQ)
+    };
+    if features.iter().any(avx) {
+        Group::Avx
+    } else if features
         .iter()
         .any(|feature| matches!(feature, CpuidFeature::FPU | CpuidFeature::FPU287 | CpuidFeature::FPU387))
     {
@@ -194,7 +228,7 @@ fn reason(code: Code) -> Option<&'static str> {
         Int | Int1 => "goes through the host's interrupt table",
         Syscall | Sysenter => "system call",
         Wrfsbase | Wrgsbase => "loads a segment base",
-        Cpuid | Rdtsc | Rdtscp | Rdrand | Xgetbv | Rdpmc => "the host's answer differs",
+        Cpuid | Rdtsc | Rdtscp | Rdrand | Rdseed | Rdpid | Xgetbv | Rdpmc => "the host's answer differs",
         _ if info.is_privileged() || info.is_input_output() || info.must_be_cpl0() => "privileged",
         Cli | Sti => "privileged",
         _ => return None,
@@ -218,12 +252,12 @@ mod tests {
         let codes: BTreeSet<_> = catalog(Mode::Long).iter().map(|entry| entry.code as u32).collect();
         let has = |code: Code| codes.contains(&(code as u32));
         assert!(has(Code::Add_rm8_r8) && has(Code::Aesenc_xmm_xmmm128) && has(Code::Popcnt_r64_rm64));
-        assert!(!has(Code::Tzcnt_r64_rm64), "BMI1 is not offered");
+        assert!(has(Code::Tzcnt_r64_rm64) && has(Code::VEX_Vaddps_xmm_xmm_xmmm128));
+        assert!(!has(Code::Adcx_r32_rm32) && !has(Code::EVEX_Vaddps_xmm_k1z_xmm_xmmm128b32));
         assert!(!has(Code::Daa));
         let narrow: BTreeSet<_> =
             catalog(Mode::Compatibility).iter().map(|entry| entry.code as u32).collect();
         assert!(narrow.contains(&(Code::Daa as u32)) && !narrow.contains(&(Code::Add_rm64_r64 as u32)));
-        assert!(!has(Code::VEX_Vaddps_xmm_xmm_xmmm128));
     }
 
     #[test]

@@ -7,8 +7,8 @@ use iced_x86::{Code, Instruction, Mnemonic, OpKind};
 use trapgate_x86::decode::decode;
 use trapgate_x86::exception::Vector;
 use trapgate_x86::flags::{FlagUse, flag_use};
-use trapgate_x86::model::X86_64_V2;
 
+use crate::MODEL;
 use crate::case::{Case, Mode, Outcome, RSP, State, fx};
 use crate::space::PAGE;
 use crate::values::flag;
@@ -53,7 +53,7 @@ pub fn undefined(case: &Case, insn: &Instruction, silicon: &Outcome) -> Undefine
     if faulted(case.state.rip, case.code_len, silicon) {
         return Undefined { upper: idle(case, insn, silicon), ..fault(insn) };
     }
-    let Ok(ours) = decode(case.code(), case.mode.decoder(), &X86_64_V2.features) else {
+    let Ok(ours) = decode(case.code(), case.mode.decoder(), &MODEL.features) else {
         return Undefined::default();
     };
     let mut result = Undefined { flags: u64::from(flag_use(&ours).undefined), ..Undefined::default() };
@@ -91,7 +91,7 @@ fn in_steps(insn: &Instruction) -> bool {
         || insn.op_code().is_save_restore()
         || matches!(
             insn.mnemonic(),
-            Maskmovq | Maskmovdqu | Fbstp | Enter | Pusha | Pushad | Popa | Popad | Bound
+            Maskmovq | Maskmovdqu | Vmaskmovdqu | Fbstp | Enter | Pusha | Pushad | Popa | Popad | Bound
         )
         || insn.code() == Code::Fstp_m80fp
 }
@@ -177,6 +177,7 @@ pub fn difference(case: &Case, undefined: Undefined, silicon: &Outcome, ours: &O
         .or_else(|| registers(&silicon.state, &ours.state, upper))
         .or_else(|| hex("rflags", silicon.state.rflags & flags, ours.state.rflags & flags))
         .or_else(|| image(&silicon.state, &ours.state))
+        .or_else(|| upper_halves(&silicon.state, &ours.state))
         .or_else(|| memory(case, &silicon, &ours))
 }
 
@@ -246,6 +247,12 @@ fn image(silicon: &State, ours: &State) -> Option<String> {
     })
 }
 
+/// Upper halves of the YMM registers.
+fn upper_halves(silicon: &State, ours: &State) -> Option<String> {
+    let n = (0..16).find(|&n| silicon.ymm_high[n] != ours.ymm_high[n])?;
+    Some(format!("ymm{n}h: silicon {:#034x}, ours {:#034x}", silicon.ymm_high[n], ours.ymm_high[n]))
+}
+
 /// Little-endian bytes as one number.
 pub fn number(bytes: &[u8]) -> String {
     bytes.iter().rev().fold("0x".to_owned(), |text, byte| text + &format!("{byte:02x}"))
@@ -288,6 +295,7 @@ mod tests {
         expect("rflags", |o| o.state.rflags ^= flag::AF);
         expect("fsw", |o| o.state.fx[fx::FSW] ^= 1);
         expect("st7", |o| o.state.fx[fx::ST + 16 * 7 + 9] ^= 0x80);
+        expect("ymm15h", |o| o.state.ymm_high[15] ^= 1 << 127);
         expect("xmm15", |o| o.state.fx[FX - 1] ^= 0x80);
         expect("[", |o| o.window[2047] ^= 1);
     }

@@ -52,7 +52,9 @@ pub fn instance(code: Code, mode: Mode, random: &mut Random) -> Instance {
     insn.set_code(code);
     // A third of the instances uses few registers, so that they coincide.
     let few = random.one_in(3);
-    let width = mode.address() / if random.one_in(8) { 2 } else { 1 };
+    let vsib = info.op_kinds().iter().any(|&kind| is_vsib32(kind) || is_vsib64(kind));
+    let narrow = random.one_in(8) && (mode == Mode::Long || !vsib);
+    let width = mode.address() / if narrow { 2 } else { 1 };
     let mut form = None;
     let register = |random: &mut Random| random.below(if few { 3 } else { mode.registers() }) as usize;
     for (n, &kind) in info.op_kinds().iter().enumerate() {
@@ -69,6 +71,17 @@ pub fn instance(code: Code, mode: Mode, random: &mut Random) -> Instance {
         } else {
             other(&mut insn, n, kind, width, random);
         }
+    }
+    if vsib {
+        // Destination, index and mask must differ.
+        let first = register(random) as u32;
+        let [destination, index, mask] = [0, 1, 2].map(|i| (first + i) % mode.registers() as u32);
+        let rename = |old: Register, n| if old.is_ymm() { Register::YMM0 + n } else { Register::XMM0 + n };
+        insn.set_op_register(0, rename(insn.op0_register(), destination));
+        insn.set_op_register(2, rename(insn.op2_register(), mask));
+        let long = info.op_kinds().iter().any(|kind| matches!(kind, Kind::mem_vsib32y | Kind::mem_vsib64y));
+        insn.set_memory_index(if long { Register::YMM0 } else { Register::XMM0 } + index);
+        insn.set_memory_index_scale(random.pick(&[1, 2, 4, 8]));
     }
     let in_memory = form.is_some();
     if in_memory && info.can_use_lock_prefix() && random.one_in(3) {
@@ -96,10 +109,19 @@ fn register_of(kind: Kind) -> Option<Choose> {
             if high { Register::AH + (n as u32 & 3) } else { gpr(1, n) }
         },
         Kind::r16_or_mem | Kind::r16_reg | Kind::r16_rm | Kind::r16_opcode => |_, n, _| gpr(2, n),
-        Kind::r32_or_mem | Kind::r32_reg | Kind::r32_rm | Kind::r32_opcode => |_, n, _| gpr(4, n),
-        Kind::r64_or_mem | Kind::r64_reg | Kind::r64_rm | Kind::r64_opcode => |_, n, _| gpr(8, n),
+        Kind::r32_or_mem | Kind::r32_reg | Kind::r32_rm | Kind::r32_opcode | Kind::r32_vvvv => {
+            |_, n, _| gpr(4, n)
+        }
+        Kind::r64_or_mem | Kind::r64_reg | Kind::r64_rm | Kind::r64_opcode | Kind::r64_vvvv => {
+            |_, n, _| gpr(8, n)
+        }
         Kind::mm_or_mem | Kind::mm_reg | Kind::mm_rm => |_, n, _| Register::MM0 + (n as u32 & 7),
-        Kind::xmm_or_mem | Kind::xmm_reg | Kind::xmm_rm => |_, n, _| Register::XMM0 + n as u32,
+        Kind::xmm_or_mem | Kind::xmm_reg | Kind::xmm_rm | Kind::xmm_vvvv | Kind::xmm_is4 => {
+            |_, n, _| Register::XMM0 + n as u32
+        }
+        Kind::ymm_or_mem | Kind::ymm_reg | Kind::ymm_rm | Kind::ymm_vvvv | Kind::ymm_is4 => {
+            |_, n, _| Register::YMM0 + n as u32
+        }
         Kind::sti_opcode => |_, n, _| Register::ST0 + (n as u32 & 7),
         // Only stored: loads are not run.
         Kind::seg_reg => |random, _, _| Register::ES + random.below(6) as u32,
@@ -118,7 +140,17 @@ fn form_allowed(kind: Kind) -> bool {
             | Kind::r64_or_mem
             | Kind::mm_or_mem
             | Kind::xmm_or_mem
-    )
+            | Kind::ymm_or_mem
+    ) || is_vsib32(kind)
+        || is_vsib64(kind)
+}
+
+pub(crate) fn is_vsib32(kind: Kind) -> bool {
+    matches!(kind, Kind::mem_vsib32x | Kind::mem_vsib32y)
+}
+
+pub(crate) fn is_vsib64(kind: Kind) -> bool {
+    matches!(kind, Kind::mem_vsib64x | Kind::mem_vsib64y)
 }
 
 fn memory_form(
@@ -136,6 +168,12 @@ fn memory_form(
     }
     if width == 2 {
         return form16(form, random);
+    }
+    if is_vsib32(kind) || is_vsib64(kind) {
+        // The index is a vector's.
+        form.base = Some(register(random)).filter(|_| !random.one_in(8));
+        form.displacement = if form.base.is_some() { random.pick(&[0, 1, 4]) } else { 4 };
+        return form;
     }
     // A base; base and index; index only; RIP-relative; absolute.
     let shape = random.below(12);

@@ -12,9 +12,10 @@ use trapgate_engine::vector::{F80, VectorState};
 use trapgate_engine::{Engine, Exit, GuestMemory, Platform, Requests, Vcpu};
 use trapgate_x86::exception::Vector;
 use trapgate_x86::insn::Seg;
-use trapgate_x86::model::{Topology, X86_64_V2};
+use trapgate_x86::model::Topology;
 use trapgate_x86::regs::{cr0, cr4, efer, xcr0};
 
+use crate::MODEL;
 use crate::case::{Case, FX, Mode, Outcome, RSP, State, end, fx, selector};
 use crate::space::{self, BACKGROUND, CODE, FILL, HIGH, LOW, PAGE, WINDOW};
 
@@ -127,7 +128,7 @@ impl Guest {
         let memory = Arc::new(GuestMemory::new(&[region]).expect("guest memory"));
         let processor = Processor { topology: Topology::SINGLE, tsc_khz: 1_000_000 };
         let requests = Arc::new(Requests::default());
-        let model = Arc::new(X86_64_V2);
+        let model = Arc::new(MODEL);
         let cpu = Vcpu::new(model, processor, memory.clone(), Box::new(Nothing), requests);
         let mut guest = Guest { engine: Engine::new(cpu), memory, fs_base: crate::host::fs_base() };
         guest.write_tables();
@@ -205,7 +206,7 @@ impl Guest {
         cpu.cr3 = TABLES;
         cpu.cr4 = cr4::PAE | cr4::OSFXSR | cr4::OSXMMEXCPT | cr4::OSXSAVE | cr4::FSGSBASE;
         cpu.efer = efer::SCE | efer::LME | efer::LMA | efer::NXE;
-        cpu.xcr0 = xcr0::X87 | xcr0::SSE;
+        cpu.xcr0 = xcr0::X87 | xcr0::SSE | if crate::has_upper_halves() { xcr0::AVX } else { 0 };
         cpu.gdtr.base = KERNEL + GDT;
         cpu.gdtr.limit = 0x7f;
         cpu.idtr.base = KERNEL + IDT;
@@ -267,7 +268,7 @@ impl Guest {
         cpu.shadow = Shadow::None;
         cpu.update_mode();
         cpu.set_rflags(case.state.rflags);
-        *cpu.vector() = from_image(&case.state.fx);
+        *cpu.vector() = VectorState { ymm_high: case.state.ymm_high, ..from_image(&case.state.fx) };
     }
 
     /// Reads the outcome from the exception frame.
@@ -278,6 +279,7 @@ impl Guest {
         outcome.state.rip = cpu.rip;
         outcome.state.rflags = cpu.rflags();
         outcome.state.fx = to_image(cpu.vector());
+        outcome.state.ymm_high = cpu.vector().ymm_high;
         let handler = cpu.rip.wrapping_sub(KERNEL + HANDLERS + 1);
         let (cr2, stack) = (cpu.cr2, cpu.regs[RSP].wrapping_sub(KERNEL));
         if exit == Exit::Halted && handler.is_multiple_of(16) && handler / 16 < 32 {

@@ -250,7 +250,11 @@ unsafe fn record(case: &Case, outcome: &mut Outcome, context: &libc::ucontext_t)
     outcome.trap.address = gregs[libc::REG_CR2 as usize] as u64;
     // SAFETY: the frame holds an FXSAVE image; the window lies in a writable region.
     unsafe {
-        ptr::copy_nonoverlapping(context.uc_mcontext.fpregs.cast(), outcome.state.fx.as_mut_ptr(), FX);
+        let image = context.uc_mcontext.fpregs.cast::<u8>();
+        ptr::copy_nonoverlapping(image, outcome.state.fx.as_mut_ptr(), FX);
+        if let Some(upper) = upper_halves(image) {
+            outcome.state.ymm_high = upper.read_unaligned();
+        }
         ptr::copy_nonoverlapping(case.window_at as *const u8, outcome.window.as_mut_ptr(), WINDOW);
         fill(case.window_at, WINDOW);
         ptr::write_bytes(case.state.rip as *mut u8, FILL, in_page(case));
@@ -266,6 +270,25 @@ fn in_page(case: &Case) -> usize {
 const MAGIC_AT: usize = 464;
 const MAGIC: u32 = 0x4650_5853;
 const XSTATE_BV_AT: usize = 512;
+
+/// Upper halves of the YMM registers, in the standard format of the image.
+const AVX: u64 = 4;
+const UPPER_AT: usize = 576;
+/// The components that the kernel puts into frames, by the words that say that there are any.
+const COMPONENTS_AT: usize = 472;
+
+/// Where a frame has the upper halves of the YMM registers.
+///
+/// # Safety
+/// The image must be that of a signal frame.
+unsafe fn upper_halves(image: *mut u8) -> Option<*mut [u128; 16]> {
+    // SAFETY: the words are in the 512 bytes that every frame has; what they say is there.
+    unsafe {
+        let extended = image.add(MAGIC_AT).cast::<u32>().read_unaligned() == MAGIC;
+        let components = image.add(COMPONENTS_AT).cast::<u64>().read_unaligned();
+        (extended && components & AVX != 0).then(|| image.add(UPPER_AT).cast())
+    }
+}
 
 /// Puts the case's state into the frame.
 ///
@@ -289,6 +312,10 @@ unsafe fn start(case: &Case, context: &mut libc::ucontext_t) {
         if image.add(MAGIC_AT).cast::<u32>().read_unaligned() == MAGIC {
             let present = image.add(XSTATE_BV_AT).cast::<u64>();
             present.write_unaligned(present.read_unaligned() | 3);
+            if let Some(upper) = upper_halves(image) {
+                present.write_unaligned(present.read_unaligned() | AVX);
+                upper.write_unaligned(case.state.ymm_high);
+            }
         }
         ptr::copy_nonoverlapping(case.code.as_ptr(), case.state.rip as *mut u8, in_page(case));
         ptr::copy_nonoverlapping(case.window.as_ptr(), case.window_at as *mut u8, WINDOW);
@@ -329,6 +356,7 @@ mod tests {
         }
         for n in 0..16 {
             nothing.state.set_xmm(n, n as u128 + 1);
+            nothing.state.ymm_high[n] = if crate::has_upper_halves() { n as u128 + 101 } else { 0 };
         }
         nothing.state.rflags |= 1 << 21 | 1 << 14 | 1 << 10;
         nothing.state.set_fx_u16(crate::case::fx::FCW, 0x0b41);
@@ -339,6 +367,7 @@ mod tests {
         // MXCSR_MASK is the processor's own.
         let state = |fx: &[u8; FX]| [&fx[..28], &fx[32..]].concat();
         assert_eq!(state(&outcome.state.fx), state(&nothing.state.fx));
+        assert_eq!(outcome.state.ymm_high, nothing.state.ymm_high);
     }
 
     #[test]

@@ -6,7 +6,7 @@ use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 use crate::assemble::assemble;
 use crate::case::{Case, Mode, RSP, fx};
 use crate::catalog::Entry;
-use crate::encode::{Form, Instance, instance};
+use crate::encode::{Form, Instance, instance, is_vsib32, is_vsib64};
 use crate::random::Random;
 use crate::space::{CODE, HIGH, LOW, PAGE, WINDOW, WRITABLE};
 use crate::values;
@@ -134,6 +134,19 @@ pub fn prepare(entry: &Entry, mode: Mode, kind: Kind, random: &mut Random) -> Op
     maker.encode(prefix)
 }
 
+/// Bytes of an XSAVE area with AVX state.
+const AREA: u64 = 832;
+
+fn is_xsave(insn: &Instruction) -> bool {
+    use Mnemonic::*;
+    matches!(insn.mnemonic(), Xsave | Xsave64 | Xsaveopt | Xsaveopt64 | Xsavec | Xsavec64 | Xrstor | Xrstor64)
+}
+
+/// Whether the index of the memory operand is a vector register.
+pub(crate) fn is_gather(insn: &Instruction) -> bool {
+    insn.op_code().op_kinds().iter().any(|&kind| is_vsib32(kind) || is_vsib64(kind))
+}
+
 /// How an instruction reaches memory.
 pub(crate) fn accesses(insn: &Instruction, operand: bool) -> Vec<Access> {
     use Mnemonic::*;
@@ -168,9 +181,8 @@ impl Maker<'_> {
     /// Bytes of the ModRM operand.
     pub fn size(&self) -> u64 {
         match self.insn.mnemonic() {
-            Mnemonic::Xsave | Mnemonic::Xsave64 | Mnemonic::Xsaveopt | Mnemonic::Xsaveopt64 => 576,
-            Mnemonic::Xrstor | Mnemonic::Xrstor64 => 576,
-            Mnemonic::Clflush => 1,
+            _ if is_xsave(&self.insn) => AREA,
+            Mnemonic::Clflush | Mnemonic::Clflushopt | Mnemonic::Clwb => 1,
             _ => (self.insn.memory_size().size() as u64).max(1),
         }
     }
@@ -191,6 +203,10 @@ impl Maker<'_> {
             Kind::Cross => self.region + WRITABLE - 1 - random.below((size - 1).max(1)),
             Kind::ReadOnly => self.region - PAGE + random.below(PAGE - size),
             Kind::CrossReadOnly => self.region - 1 - random.below((size - 1).max(1)),
+            Kind::NonCanonical if is_gather(&self.insn) => {
+                // Far from both canonical halves, wherever the indexes lead.
+                (1 << 63) + random.below(PAGE)
+            }
             Kind::NonCanonical => {
                 random.pick(&[0x8000_0000_0000, 0x7fff_ffff_ffff_f000, 1 << 63]) + random.below(PAGE)
             }
@@ -211,7 +227,7 @@ impl Maker<'_> {
                 let far = matches!(
                     self.insn.mnemonic(),
                     Mnemonic::Bt | Mnemonic::Bts | Mnemonic::Btr | Mnemonic::Btc
-                );
+                ) || is_gather(&self.insn);
                 self.target = self.address(access, self.size(), if far { 640 } else { 0 });
                 if self.is_locked() {
                     // Locked accesses across lines are slow on the host, or faults if it watches for them.
@@ -283,20 +299,23 @@ impl Maker<'_> {
                 let offset = self.random.below(2 * reach).wrapping_sub(reach);
                 self.pin(n, offset);
             }
-            Pcmpestri | Pcmpestrm | Pcmpestri64 | Pcmpestrm64 => {
+            Pcmpestri | Pcmpestrm | Pcmpestri64 | Pcmpestrm64 | Vpcmpestri | Vpcmpestrm | Vpcmpestri64
+            | Vpcmpestrm64 => {
                 for n in [RAX, RDX] {
                     if !self.random.one_in(4) {
                         self.case.state.gpr[n] = self.random.below(41).wrapping_sub(20);
                     }
                 }
             }
-            Xsave | Xsave64 | Xsaveopt | Xsaveopt64 | Xrstor | Xrstor64 => {
-                // Components of x87 and SSE only: the host has more. What is not requested need not be accessed.
-                gpr[RAX] = if self.victim.is_some() { 3 } else { self.random.pick(&[0, 1, 2, 3, 3, 3]) };
+            _ if is_xsave(&self.insn) => {
+                // What is not requested need not be accessed.
+                let components = self.random.pick(&values::COMPONENTS);
+                gpr[RAX] = if self.victim.is_some() { 7 } else { components.into() };
                 gpr[RDX] = 0;
                 self.pinned |= 1 << RAX | 1 << RDX;
             }
-            Maskmovq | Maskmovdqu if self.victim.is_some() || self.width == 2 => {
+            _ if is_gather(&self.insn) => self.indexes(),
+            Maskmovq | Maskmovdqu | Vmaskmovdqu if self.victim.is_some() || self.width == 2 => {
                 // Whether bytes that are masked out can fault is left to implementations: none is.
                 let mask = self.insn.op2_register().number();
                 let xmm = self.insn.op2_register().is_xmm();
@@ -316,6 +335,26 @@ impl Maker<'_> {
             {
                 gpr[RDI] = gpr[RSI].wrapping_add(self.random.below(33)).wrapping_sub(16);
             }
+        }
+    }
+
+    /// Indexes of a gather: elements that coincide and elements nearby, within the margin of the operand.
+    fn indexes(&mut self) {
+        let n = self.insn.memory_index().number();
+        let wide = self.insn.op_code().op_kinds().iter().any(|&kind| is_vsib64(kind));
+        let reach = 512 / u64::from(self.insn.memory_index_scale());
+        for half in 0..2 {
+            let mut value = 0u128;
+            for _ in 0..if wide { 2 } else { 4 } {
+                let near = self.random.below(2 * reach).wrapping_sub(reach);
+                let index = if self.random.one_in(3) { 0 } else { near };
+                value = if wide {
+                    value << 64 | u128::from(index)
+                } else {
+                    value << 32 | u128::from(index as u32)
+                };
+            }
+            if half == 0 { self.case.state.set_xmm(n, value) } else { self.case.state.ymm_high[n] = value }
         }
     }
 

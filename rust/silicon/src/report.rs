@@ -134,6 +134,7 @@ pub fn field(difference: &str) -> &str {
     match name {
         _ if NAMES.contains(&name) => "register",
         _ if name.starts_with("xmm") => "xmm",
+        _ if name.starts_with("ymm") => "ymm",
         _ if name.starts_with("st") => "st",
         _ if name.starts_with('[') => "memory",
         _ => name,

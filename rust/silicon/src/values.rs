@@ -35,6 +35,8 @@ pub(crate) fn state(state: &mut State, random: &mut Random, group: Group) {
     state.rflags = random.bits() & (flag::STATUS | flag::DF | kept) | flag::IF | 2;
     for n in 0..16 {
         state.set_xmm(n, random.vector());
+        let upper = random.vector();
+        state.ymm_high[n] = if crate::has_upper_halves() { upper } else { 0 };
     }
     state.set_mxcsr(mxcsr(random));
     x87(state, random, group);
@@ -95,7 +97,7 @@ pub(crate) fn operands(maker: &mut Maker, group: Group) {
     match group {
         Group::Integer => integer(maker),
         Group::X87 => x87_operands(maker),
-        Group::Vector => vector(maker),
+        Group::Vector | Group::Avx => vector(maker),
     }
 }
 
@@ -133,9 +135,11 @@ fn memory_operand(maker: &mut Maker) {
                 let value = random.integer().to_le_bytes();
                 maker.poke(target, &value[..size as usize]);
             }
-            16 => {
-                let value = random.vector().to_le_bytes();
-                maker.poke(target, &value);
+            16 | 32 => {
+                for half in 0..size / 16 {
+                    let value = maker.random.vector().to_le_bytes();
+                    maker.poke(target.wrapping_add(16 * half), &value);
+                }
             }
             _ => {}
         },
@@ -181,7 +185,15 @@ fn integer(maker: &mut Maker) {
             maker.poke(at, &low.to_le_bytes()[..half as usize]);
             maker.poke(at.wrapping_add(half), &high.to_le_bytes()[..half as usize]);
         }
-        Bsf | Bsr | Popcnt if maker.random.one_in(6) => maker.set_operand(1, 0),
+        Bextr | Bzhi if maker.random.one_in(2) => {
+            // A start and a length, or an index, near the operand's ends.
+            let (start, length) = (maker.random.below(70), maker.random.below(70));
+            let control = start | length << 8 | maker.random.bits() << 16;
+            maker.set_operand(2, control);
+        }
+        Bsf | Bsr | Popcnt | Lzcnt | Tzcnt | Blsr | Blsi | Blsmsk if maker.random.one_in(6) => {
+            maker.set_operand(1, 0)
+        }
         _ => {}
     }
     if maker.insn.is_string_instruction() {
@@ -263,7 +275,7 @@ fn x87_operands(maker: &mut Maker) {
 fn vector(maker: &mut Maker) {
     use Mnemonic::*;
     match maker.insn.mnemonic() {
-        Ldmxcsr => {
+        Ldmxcsr | Vldmxcsr => {
             let reserved = if maker.random.one_in(6) { u32::MAX } else { 0xffff };
             let value = maker.random.bits() as u32 & reserved;
             let at = maker.target;
@@ -273,6 +285,9 @@ fn vector(maker: &mut Maker) {
         _ => {}
     }
 }
+
+/// Components that XSAVE and XRSTOR are asked for: of x87, SSE and AVX only, since the host has more.
+pub(crate) const COMPONENTS: [u8; 12] = [0, 1, 2, 3, 4, 5, 6, 7, 3, 7, 7, 7];
 
 /// A plausible image for FXRSTOR and XRSTOR.
 fn image(maker: &mut Maker) {
@@ -285,11 +300,14 @@ fn image(maker: &mut Maker) {
     maker.poke(at, &image.fx[..FX]);
     // The header: XSTATE_BV, XCOMP_BV and reserved bytes (SDM vol. 1, 13.4.2).
     let mut header = [0; 64];
-    header[0] = maker.random.pick(&[0, 1, 2, 3, 3, 3]);
+    header[0] = maker.random.pick(&COMPONENTS);
     if maker.random.one_in(8) {
         // Never a component that the host might have, nor the bit that says that the image is compacted.
         let n = 4 + maker.random.below(60) as usize;
         header[n] |= 1 << maker.random.below(7);
     }
     maker.poke(at.wrapping_add(512), &header);
+    for (n, value) in image.ymm_high.iter().enumerate() {
+        maker.poke(at.wrapping_add(576 + 16 * n as u64), &value.to_le_bytes());
+    }
 }

@@ -59,7 +59,7 @@ fn expected(
         Bound => ("both bounds first", rule.bounds()),
         Fst | Fstp | Fist | Fistp | Fisttp | Fbstp => ("address of an x87 store first", rule.x87_store()),
         Fscale | Fprem | Fprem1 => ("underflow of an unchanged denormal", rule.rounding(guest)),
-        Dpps | Dppd => ("one sum for all lanes", rule.dot(guest)),
+        Dpps | Dppd | Vdpps | Vdppd => ("one sum for all lanes", rule.dot(guest)),
         _ if insn.op_code().is_save_restore() && silicon.trap.vector != ours.trap.vector => {
             ("alignment before the stack segment", rule.misaligned())
         }
@@ -119,8 +119,8 @@ fn register_0f0d(code: Code) -> bool {
 /// The lane, and its bytes, that sums in the order in which AMD's processors sum for all: (p0 + p1) + (p2 + p3).
 pub fn summing_lane(mnemonic: Mnemonic) -> Option<(usize, usize)> {
     match mnemonic {
-        Mnemonic::Dpps => Some((1, 4)),
-        Mnemonic::Dppd => Some((0, 8)),
+        Mnemonic::Dpps | Mnemonic::Vdpps => Some((1, 4)),
+        Mnemonic::Dppd | Mnemonic::Vdppd => Some((0, 8)),
         _ => None,
     }
 }
@@ -373,11 +373,18 @@ impl Rule<'_> {
         let mut other = *self.case;
         other.code[immediate] = wanted & 0xf0 | 1 << lane;
         let n = self.insn.op0_register().number();
-        let sum = guest.run(&other).state.xmm(n) >> (8 * width * lane);
+        let sums = guest.run(&other).state;
         let mask = u128::MAX >> (128 - 8 * width);
-        let mut outcome = *self.ours;
         let lanes = (0..16 / width).filter(|i| wanted >> i & 1 != 0);
-        outcome.state.set_xmm(n, lanes.fold(0, |all, i| all | (sum & mask) << (8 * width * i)));
+        let spread = |sum: u128| {
+            let sum = sum >> (8 * width * lane) & mask;
+            lanes.clone().fold(0, |all, i| all | sum << (8 * width * i))
+        };
+        let mut outcome = *self.ours;
+        outcome.state.set_xmm(n, spread(sums.xmm(n)));
+        if self.insn.op0_register().is_ymm() {
+            outcome.state.ymm_high[n] = spread(sums.ymm_high[n]);
+        }
         Some(outcome)
     }
 

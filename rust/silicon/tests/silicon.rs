@@ -37,6 +37,12 @@ mod suite {
     }
 
     #[test]
+    fn avx_instructions_do_what_the_processor_does() {
+        let plan = Plan::from_environment(300, 20_000);
+        finish("avx", &run(Mode::Long, Some(Group::Avx), &plan));
+    }
+
+    #[test]
     fn instructions_of_compatibility_mode_do_what_the_processor_does() {
         let plan = Plan::from_environment(150, 10_000);
         finish("compatibility mode", &run(Mode::Compatibility, None, &plan));

@@ -32,6 +32,8 @@ bitflags::bitflags! {
         const SEGMENT = 128;
         const VEX = 256;
         const EVEX = 512;
+        /// VEX.L: 256 bits, where the instruction heeds it.
+        const VEX_L = 1024;
     }
 }
 

@@ -306,6 +306,9 @@ impl Layout {
         };
         self.set_vex_bits(rex, last);
         self.vector_length = last >> 2 & 1;
+        if self.vector_length != 0 {
+            self.prefixes |= Prefixes::VEX_L;
+        }
         self.map = match map {
             1 => Map::Vex0f,
             2 => Map::Vex0f38,

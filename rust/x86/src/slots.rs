@@ -39,9 +39,9 @@ fn slots(row: &Row) -> Slots {
     for (n, spec) in (0..).zip(row.specs) {
         let slot = match spec {
             Gb | Gw | Gv | Gy | Gm | Ga | P | V | Vx | Vy | Sw | Cr | Dr => &mut slots.reg,
-            Eb | Ew | Ed | Eq | Ev | Ey | Ez | RvMw | RyMb | RyMw | RyMd | Rm | M | Mb | Mw | Md | Mq | Mt
-            | Mx16 | Mp | Ma | Ms | Menv | Mstate | Mfx | M64b | My | StI | Q | Qd | W | Wq | Wd | Ww | Wb
-            | Wx | Mx | Wy | Wh | Wf | We | Wdup | VsibD | VsibQ => &mut slots.rm,
+            Eb | Ew | Ed | Eq | Ev | Ey | Ez | RvMw | RyMb | RyMw | RyMd | Rm | M | Mb | Mw | Md | Mq
+            | Mt | Mx16 | Mp | Ma | Ms | Menv | Mstate | Mfx | M64b | My | StI | Q | Qd | W | Wq | Wd
+            | Ww | Wb | Wx | Mx | Wy | Wh | Wf | We | Wdup | VsibD | VsibQ => &mut slots.rm,
             By | H | Hx | Hy => &mut slots.vvvv,
             Zb | Zv => &mut slots.low,
             Lx => &mut slots.is4,
@@ -65,8 +65,16 @@ mod tests {
 
     #[test]
     fn operands_are_found_in_their_fields() {
-        assert_eq!(of(&[0x01, 0xc8]), Slots { reg: Some(1), rm: Some(0), ..Slots::default() }, "add eax, ecx");
-        assert_eq!(of(&[0x48, 0xc7, 0xc0, 0, 0, 0, 0]), Slots { rm: Some(0), ..Slots::default() }, "mov rax, imm");
+        assert_eq!(
+            of(&[0x01, 0xc8]),
+            Slots { reg: Some(1), rm: Some(0), ..Slots::default() },
+            "add eax, ecx"
+        );
+        assert_eq!(
+            of(&[0x48, 0xc7, 0xc0, 0, 0, 0, 0]),
+            Slots { rm: Some(0), ..Slots::default() },
+            "mov rax, imm"
+        );
         assert_eq!(of(&[0xd3, 0xe2]), Slots { rm: Some(0), ..Slots::default() }, "shl edx, cl");
         assert_eq!(of(&[0x41, 0x54]), Slots { low: Some(0), ..Slots::default() }, "push r12");
         assert_eq!(of(&[0x48, 0xab]), Slots::default(), "stosq");

@@ -10,7 +10,7 @@ use trapgate_x86::facts::{facts, text};
 use trapgate_x86::features::Features;
 use trapgate_x86::insn::{Bits, DecodeError};
 use trapgate_x86::layout::MAX_LENGTH;
-use trapgate_x86::model::X86_64_V2;
+use trapgate_x86::model::{X86_64_V2, X86_64_V3};
 
 fn bits() -> impl Strategy<Value = Bits> {
     prop::sample::select(MODES.to_vec())
@@ -94,6 +94,25 @@ fn what_the_model_does_not_offer_is_undefined_or_older() {
     assert_eq!(op(&[0x0f, 0x01, 0xc8]), Err(DecodeError::Invalid), "monitor");
     assert_eq!(op(&[0x0f, 0xc7, 0x20]), Err(DecodeError::Invalid), "xsavec");
     assert_eq!(op(&[0x62, 0xf1, 0x7c, 0x48, 0x28, 0xc0]), Err(DecodeError::Invalid), "EVEX");
+    let v3 = |bytes: &[u8]| decode(bytes, Bits::B64, &X86_64_V3.features).map(|insn| insn.op.name());
+    for (bytes, name) in [
+        (&[0xf3, 0x0f, 0xbc, 0xc0][..], "tzcnt"),
+        (&[0xf3, 0x0f, 0xbd, 0xc0], "lzcnt"),
+        (&[0x0f, 0x38, 0xf0, 0x00], "movbe"),
+        (&[0xc5, 0xf8, 0x28, 0xc0], "vmovaps"),
+        (&[0xc4, 0xe2, 0x70, 0xf2, 0xc2], "andn"),
+        (&[0xc4, 0xe2, 0xf5, 0xb8, 0xc2], "vfmadd231pd"),
+        (&[0xc4, 0xe2, 0x7d, 0x13, 0xc1], "vcvtph2ps"),
+        (&[0xc4, 0xe2, 0x6d, 0x90, 0x04, 0x08], "vpgatherdd"),
+        (&[0x0f, 0xc7, 0x20], "xsavec"),
+    ] {
+        assert_eq!(v3(bytes), Ok(name));
+        assert_ne!(op(bytes), Ok(name), "not of level 2");
+    }
+    assert_eq!(v3(&[0xc4, 0xe2, 0x75, 0xdc, 0xc2]), Err(DecodeError::Invalid), "vaesenc of 256 bits");
+    assert_eq!(v3(&[0x66, 0xc5, 0xf8, 0x28, 0xc0]), Err(DecodeError::Invalid), "VEX after 66");
+    assert_eq!(v3(&[0xf0, 0xc5, 0xf8, 0x28, 0x00]), Err(DecodeError::Invalid), "VEX after LOCK");
+    assert_eq!(v3(&[0x48, 0xc5, 0xf8, 0x28, 0xc0]), Err(DecodeError::Invalid), "VEX after REX");
     let all = |bytes: &[u8]| decode(bytes, Bits::B64, &Features::all()).map(|insn| insn.op.name());
     assert_eq!(all(&[0xf3, 0x0f, 0xbc, 0xc0]), Ok("tzcnt"));
     assert_eq!(all(&[0xf3, 0x0f, 0x1e, 0xfa]), Ok("endbr64"));

@@ -16,10 +16,17 @@ macro_rules! sized {
 
 /// The handler of an instruction.
 pub(crate) fn handler(insn: &Insn) -> Handler {
-    integer(insn)
-        .or_else(|| flow(insn))
-        .or_else(|| system_op(insn))
-        .unwrap_or(if crate::vector::is_vector(insn.op) { vector::execute } else { alu::never })
+    integer(insn).or_else(|| flow(insn)).or_else(|| system_op(insn)).unwrap_or_else(|| vector_op(insn.op))
+}
+
+fn vector_op(op: Op) -> Handler {
+    if crate::vector::is_gather(op) {
+        vector::gather
+    } else if crate::vector::is_vector(op) {
+        vector::execute
+    } else {
+        alu::never
+    }
 }
 
 fn integer(i: &Insn) -> Option<Handler> {
@@ -72,6 +79,19 @@ fn integer(i: &Insn) -> Option<Handler> {
         Op::Lzcnt => sized!(i, bits::lzcnt),
         Op::Bswap => sized!(i, bits::bswap),
         Op::Movbe => sized!(i, bits::movbe),
+        Op::Andn => sized!(i, bits::andn),
+        Op::Blsr => by_width!(i.opsize, T => bits::lowest_bit::<T, bits::Blsr>),
+        Op::Blsmsk => by_width!(i.opsize, T => bits::lowest_bit::<T, bits::Blsmsk>),
+        Op::Blsi => by_width!(i.opsize, T => bits::lowest_bit::<T, bits::Blsi>),
+        Op::Bzhi => sized!(i, bits::bzhi),
+        Op::Bextr => sized!(i, bits::bextr),
+        Op::Pdep => sized!(i, bits::pdep),
+        Op::Pext => sized!(i, bits::pext),
+        Op::Mulx => sized!(i, bits::mulx),
+        Op::Shlx => by_width!(i.opsize, T => bits::shift::<T, bits::Left>),
+        Op::Shrx => by_width!(i.opsize, T => bits::shift::<T, bits::Right>),
+        Op::Sarx => by_width!(i.opsize, T => bits::shift::<T, bits::Arithmetic>),
+        Op::Rorx => by_width!(i.opsize, T => bits::shift::<T, bits::Rotate>),
         Op::Mov if matches!(i.operands[0], Operand::Seg(_)) => data::mov_to_seg,
         Op::Mov if matches!(i.operands[1], Operand::Seg(_)) => data::mov_from_seg,
         Op::Mov => data::mov(i),

@@ -3,7 +3,7 @@
 use trapgate_x86::exception::Vector;
 use trapgate_x86::insn::{Bits, Operand};
 use trapgate_x86::model::{Cpuid, Dynamic};
-use trapgate_x86::regs::{cr0, cr3, cr4, dr6, dr7, efer, rflags};
+use trapgate_x86::regs::{cr0, cr3, cr4, dr6, dr7, efer, rflags, xcr0};
 
 use super::{Uop, by_width};
 use crate::exit::Unsupported;
@@ -304,7 +304,11 @@ pub(super) fn invpcid(cpu: &mut Vcpu, u: &Uop) -> Done {
         _ => cpu.shadow_tables.flush_local(),
     }
     // The inline TLB has no tags: it is filled again from what stays.
-    if kind == 2 { cpu.tlb.flush() } else { cpu.tlb.flush_local() }
+    if kind == 2 {
+        cpu.tlb.flush()
+    } else {
+        cpu.tlb.flush_local()
+    }
     cpu.end_block();
     Ok(())
 }
@@ -447,7 +451,9 @@ pub(super) fn xsetbv(cpu: &mut Vcpu, _: &Uop) -> Done {
     cpu.require_cpl0()?;
     let value = cpu.regs[2] << 32 | cpu.regs[0] & 0xffff_ffff;
     let offered = cpu.model.xcr0_mask();
-    if cpu.regs[1] as u32 != 0 || value & 1 == 0 || value & !offered != 0 {
+    // AVX state is the upper half of registers whose lower half is SSE state (SDM vol. 1, 13.3).
+    let halved = value & xcr0::AVX != 0 && value & xcr0::SSE == 0;
+    if cpu.regs[1] as u32 != 0 || value & xcr0::X87 == 0 || value & !offered != 0 || halved {
         return cpu.protection();
     }
     cpu.xcr0 = value;

@@ -171,11 +171,22 @@ impl Vcpu {
     }
 }
 
-/// Any instruction of [`crate::vector`].
+/// Any instruction of [`crate::vector`] but gathers.
 pub(super) fn execute(cpu: &mut Vcpu, u: &Uop) -> Done {
-    let control = cpu.vector_control();
-    let masked = matches!(u.insn.op, Op::Maskmovq | Op::Maskmovdqu);
+    let masked = matches!(u.insn.op, Op::Maskmovq | Op::Maskmovdqu | Op::Vmaskmovdqu);
     let offset = if masked { cpu.regs[7] & u.address_mask } else { cpu.ea(u) };
+    execute_at(cpu, u, offset)
+}
+
+/// Gathers: the memory operand is the element with index zero, since the indexes are in a vector register.
+pub(super) fn gather(cpu: &mut Vcpu, u: &Uop) -> Done {
+    let base = cpu.regs[usize::from(u.insn.mem.base & 31)];
+    execute_at(cpu, u, base.wrapping_add(u.insn.mem.disp as u64) & u.address_mask)
+}
+
+#[inline(always)]
+fn execute_at(cpu: &mut Vcpu, u: &Uop, offset: u64) -> Done {
+    let control = cpu.vector_control();
     // The registers are lent out for the instruction, so that memory can be reached meanwhile.
     let mut state = cpu.vector.take().unwrap_or_else(|| Box::new(VectorState::reset()));
     let mut view = View { cpu, uop: u, offset };
@@ -186,8 +197,10 @@ pub(super) fn execute(cpu: &mut Vcpu, u: &Uop) -> Done {
         Err(Raised::Stop(stop)) => Err(stop),
         // Of an operand that is neither aligned nor canonical, these report the latter (seen on processors; others do not).
         Err(Raised::Own(VectorException::GeneralProtection))
-            if matches!(u.insn.op, Op::Fxsave | Op::Fxrstor | Op::Xsave | Op::Xsaveopt | Op::Xrstor)
-                && cpu.mode.bits == Bits::B64
+            if matches!(
+                u.insn.op,
+                Op::Fxsave | Op::Fxrstor | Op::Xsave | Op::Xsaveopt | Op::Xsavec | Op::Xrstor
+            ) && cpu.mode.bits == Bits::B64
                 && u.insn.mem.seg == Seg::Ss
                 && !canonical(offset) =>
         {

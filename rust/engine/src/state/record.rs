@@ -5,8 +5,8 @@ use serde::{Deserialize, Serialize};
 use super::{Segment, Shadow, Table, Vcpu};
 use crate::vector::VectorState;
 
-/// Layout of [`VcpuState`]; counted up when a field changes its meaning.
-pub const VCPU_STATE_VERSION: u16 = 1;
+/// Layout of [`VcpuState`]; counted up when a field changes its meaning. 2 has the upper halves of the YMM registers.
+pub const VCPU_STATE_VERSION: u16 = 2;
 
 /// Everything that a guest can observe of its processor, and what is about to happen to it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

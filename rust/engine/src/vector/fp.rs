@@ -55,6 +55,23 @@ pub enum Arith {
     Max,
 }
 
+/// Fused operations on x * y and z, rounded once (SDM vol. 1, 14.5): the signs of product and addend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fused {
+    /// x * y + z.
+    MulAdd,
+    /// x * y - z.
+    MulSub,
+    /// -(x * y) + z.
+    NegatedMulAdd,
+    /// -(x * y) - z.
+    NegatedMulSub,
+    /// Odd lanes add z, even ones subtract it.
+    MulAddSub,
+    /// Odd lanes subtract z, even ones add it.
+    MulSubAdd,
+}
+
 /// The approximations with a relative error of at most 1.5 * 2^-12 (SDM vol. 2, RCPPS and RSQRTPS).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Estimate {
@@ -180,7 +197,7 @@ pub trait FpUnit {
 
     fn sqrt(&self, form: Form, a: u128, b: u128, mxcsr: u32) -> SseResult;
 
-    /// CMPPS and its kin, predicates 0 to 7; a true lane is all ones.
+    /// CMPPS and its kin, predicates 0 to 7, or with VEX 0 to 31; a true lane is all ones.
     fn compare(&self, predicate: u8, form: Form, a: u128, b: u128, mxcsr: u32) -> SseResult;
 
     /// COMISS and its kin on the lowest lane; the value is the new ZF, PF and CF in EFLAGS' bits.
@@ -194,6 +211,15 @@ pub trait FpUnit {
 
     /// Heeds no control bit and raises no flag.
     fn estimate(&self, op: Estimate, form: Form, a: u128, b: u128) -> u128;
+
+    /// Of several NaNs the result is the first of x, y and z. Scalar results keep z's other lanes.
+    fn fused(&self, op: Fused, form: Form, x: u128, y: u128, z: u128, mxcsr: u32) -> SseResult;
+
+    /// VCVTPH2PS of the four low lanes: denormals count whatever DAZ says, and raise nothing.
+    fn half_to_single(&self, b: u128, mxcsr: u32) -> SseResult;
+
+    /// VCVTPS2PH with its immediate, to the four low lanes: flush-to-zero does not count.
+    fn single_to_half(&self, control: u8, b: u128, mxcsr: u32) -> SseResult;
 
     fn x87_arith(&self, op: X87Arith, a: F80, b: X87Source, fcw: u16) -> X87Result;
 

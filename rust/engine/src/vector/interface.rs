@@ -10,9 +10,10 @@ pub const CR4_OSFXSR: u64 = 1 << 9;
 pub const CR4_OSXMMEXCPT: u64 = 1 << 10;
 pub const CR4_OSXSAVE: u64 = 1 << 18;
 
-/// State components of XCR0 that [`super::VectorState`] holds: x87 and SSE (SDM vol. 1, 13.1).
+/// State components of XCR0 that [`super::VectorState`] holds: x87, SSE and AVX (SDM vol. 1, 13.1).
 pub const XCR0_X87: u64 = 1;
 pub const XCR0_SSE: u64 = 2;
+pub const XCR0_AVX: u64 = 4;
 
 /// EFLAGS bits.
 pub mod eflags {
@@ -38,7 +39,7 @@ pub struct Control {
     pub fdp_exception_only: bool,
     /// CPUID.7.0:EBX\[13\]: FCS and FDS are not kept and are saved as zero.
     pub no_fcs_fds: bool,
-    /// CPUID.0Dh.1:EAX\[2\]: XGETBV takes 1 in ECX as well.
+    /// CPUID.0Dh.1:EAX\[2\]: XGETBV takes 1 in ECX as well. CPUID shows it together with the compacted format.
     pub xgetbv_1: bool,
 }
 
@@ -63,6 +64,16 @@ impl Control {
         }
         let invalid = self.cr0 & CR0_EM != 0 || self.cr4 & CR4_OSFXSR == 0;
         Err(if invalid { VectorException::InvalidOpcode } else { VectorException::DeviceNotAvailable })
+    }
+
+    /// Whether VEX instructions on vector registers may run; CR0.EM and CR4.OSFXSR do not count (SDM vol. 2, 2.4.1 and 2.7).
+    #[inline(always)]
+    pub(super) fn check_avx(&self) -> Result<(), VectorException> {
+        let state = XCR0_SSE | XCR0_AVX;
+        if self.cr4 & CR4_OSXSAVE == 0 || self.xcr0 & state != state || !self.protected {
+            return Err(VectorException::InvalidOpcode);
+        }
+        if self.cr0 & CR0_TS == 0 { Ok(()) } else { Err(VectorException::DeviceNotAvailable) }
     }
 
     /// Whether MMX instructions may run (SDM vol. 3, 12.1); a pending x87 exception comes after this.
@@ -123,7 +134,7 @@ pub enum VectorException {
 ///
 /// Memory operands are the bytes from the instruction's effective address on; `offset` counts from there, within the
 /// rules of the operand's segment and address size. For MASKMOVQ and MASKMOVDQU that address is DS:rDI (or the overriding
-/// segment). A load or store is checked as a whole before any byte moves.
+/// segment), for gathers it is that of an element with index zero. A load or store is checked as a whole before any byte moves.
 pub trait Operands {
     /// What the virtual processor raises.
     type Fault: From<VectorException>;

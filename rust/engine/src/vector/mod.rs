@@ -1,5 +1,5 @@
-//! Execution of x87, MMX and SSE to SSE4.2 with AES, PCLMULQDQ, CRC32 and the instructions that save and restore their
-//! state: one function, [`execute`], over registers ([`VectorState`]), mode ([`Control`]), operands ([`Operands`]) and a
+//! Execution of x87, MMX, SSE to SSE4.2 with AES, PCLMULQDQ and CRC32, AVX to AVX2 with FMA and F16C, and the instructions
+//! that save and restore their state: one function, [`execute`], over registers ([`VectorState`]), mode ([`Control`]), operands ([`Operands`]) and a
 //! floating-point unit ([`FpUnit`]).
 //!
 //! Checks come in the architecture's order (Intel SDM vol. 3, 6.9 and vol. 2, exception classes): #UD, #NM, a pending
@@ -8,8 +8,10 @@
 //! MXCSR. Rust's own floating-point operators are never applied to a guest's value.
 //!
 //! Model choices, to which CPUID must agree: leaf 7 EBX bits 6 and 13 through [`Control`]; FOP changes only with an
-//! unmasked exception (as IA32_MISC_ENABLE\[2\] = 0 says); MXCSR_MASK is FFFFh; the XSAVE area is 576 bytes.
+//! unmasked exception (as IA32_MISC_ENABLE\[2\] = 0 says); MXCSR_MASK is FFFFh; the XSAVE area is 576 bytes, with
+//! AVX state 832.
 
+mod avx;
 mod fp;
 #[cfg(target_arch = "x86_64")]
 mod host;
@@ -24,20 +26,22 @@ mod sse;
 mod state;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_avx;
 mod x87;
 
 use trapgate_x86::insn::Insn;
 use trapgate_x86::op::Op;
 
 pub use fp::{
-    Arith, Convert, Estimate, Form, FpUnit, SseResult, X87Arith, X87Binary, X87Result, X87Source, X87Stored,
-    X87Target, X87Unary,
+    Arith, Convert, Estimate, Form, FpUnit, Fused, SseResult, X87Arith, X87Binary, X87Result, X87Source,
+    X87Stored, X87Target, X87Unary,
 };
 #[cfg(target_arch = "x86_64")]
 pub use host::HostFp;
 pub use interface::{
     CR0_EM, CR0_MP, CR0_TS, CR4_OSFXSR, CR4_OSXMMEXCPT, CR4_OSXSAVE, Control, Operands, VectorException,
-    XCR0_SSE, XCR0_X87, eflags,
+    XCR0_AVX, XCR0_SSE, XCR0_X87, eflags,
 };
 pub use native::NativeFp;
 pub use soft::SoftFp;
@@ -56,6 +60,7 @@ enum Class {
     Crc,
     Save,
     X87,
+    Vex,
 }
 
 /// The class of every operation, by its number.
@@ -113,8 +118,15 @@ const fn classify(op: Op) -> Class {
         | Fpatan | Fprem | Fprem1 | Fptan | Frndint | Frstor | Fscale | Fsin | Fsincos | Fsqrt | Fst
         | Fstp | Fsub | Fsubp | Fsubr | Fsubrp | Ftst | Fucom | Fucomi | Fucomip | Fucomp | Fucompp
         | Fwait | Fxam | Fxch | Fxtract | Fyl2x | Fyl2xp1 => Class::X87,
+        _ if avx::handles(op) => Class::Vex,
         _ => Class::None,
     }
+}
+
+/// Whether the memory operand's index is a vector register.
+#[inline(always)]
+pub fn is_gather(op: Op) -> bool {
+    avx::is_gather(op)
 }
 
 /// Whether [`execute`] takes an operation.
@@ -141,6 +153,7 @@ pub fn execute<O: Operands, F: FpUnit>(
         Class::Crc => sse::crypto::crc32(state, insn, ops),
         Class::Save => save::execute(state, control, insn, ops),
         Class::X87 => x87::execute(state, control, fp, insn, ops),
+        Class::Vex => avx::execute(state, control, fp, insn, ops),
         Class::None => Err(VectorException::InvalidOpcode.into()),
     }
 }

@@ -4,8 +4,8 @@
 
 #[cfg(target_arch = "x86_64")]
 use super::fp::{
-    Arith, Convert, Estimate, Form, FpUnit, SseResult, X87Arith, X87Binary, X87Result, X87Source, X87Stored,
-    X87Target, X87Unary,
+    Arith, Convert, Estimate, Form, FpUnit, Fused, SseResult, X87Arith, X87Binary, X87Result, X87Source,
+    X87Stored, X87Target, X87Unary,
 };
 #[cfg(target_arch = "x86_64")]
 use super::host::HostFp;
@@ -55,6 +55,19 @@ impl FpUnit for NativeFp {
 
     fn estimate(&self, op: Estimate, form: Form, a: u128, b: u128) -> u128 {
         HostFp.estimate(op, form, a, b)
+    }
+
+    #[inline(always)]
+    fn fused(&self, op: Fused, form: Form, x: u128, y: u128, z: u128, mxcsr: u32) -> SseResult {
+        HostFp.fused(op, form, x, y, z, mxcsr)
+    }
+
+    fn half_to_single(&self, b: u128, mxcsr: u32) -> SseResult {
+        SoftFp.half_to_single(b, mxcsr)
+    }
+
+    fn single_to_half(&self, control: u8, b: u128, mxcsr: u32) -> SseResult {
+        SoftFp.single_to_half(control, b, mxcsr)
     }
 
     fn x87_arith(&self, op: X87Arith, a: F80, b: X87Source, fcw: u16) -> X87Result {

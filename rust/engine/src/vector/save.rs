@@ -1,4 +1,4 @@
-//! Saving and restoring: LDMXCSR, STMXCSR, FXSAVE, FXRSTOR, and the XSAVE feature set with x87 and SSE components in
+//! Saving and restoring: LDMXCSR, STMXCSR, FXSAVE, FXRSTOR, and the XSAVE feature set with x87, SSE and AVX components in
 //! standard and compacted format (Intel SDM vol. 1, 10.5 and chapter 13).
 //!
 //! The init optimisation is exact: a component is in use when it differs from its initial configuration. The modified
@@ -7,12 +7,14 @@
 use trapgate_x86::insn::{Bits, Insn, Prefixes};
 use trapgate_x86::op::Op;
 
-use super::interface::{Control, Operands, VectorException, XCR0_SSE, XCR0_X87};
+use super::interface::{Control, Operands, VectorException, XCR0_AVX, XCR0_SSE, XCR0_X87};
 use super::operand::unexpected;
 use super::state::{F80, MXCSR_MASK, MXCSR_RESET, VectorState, X87State};
 
-/// Legacy region and header.
+/// Legacy region and header. The AVX component follows: the only one beyond them, it has the same place in both formats
+/// (SDM vol. 1, 13.4.3).
 const AREA: usize = 576;
+const UPPER: usize = 256;
 const HEADER: usize = 512;
 const MXCSR_AT: usize = 24;
 const REGS_AT: usize = 32;
@@ -33,13 +35,11 @@ pub(super) fn execute<O: Operands>(
     match insn.op {
         Op::Ldmxcsr => {
             control.check_sse()?;
-            let value = ops.load_u32()?;
-            state.mxcsr = checked_mxcsr(value)?;
-            Ok(())
+            load_mxcsr(state, ops)
         }
         Op::Stmxcsr => {
             control.check_sse()?;
-            ops.store(0, &state.mxcsr.to_le_bytes())
+            store_mxcsr(state, ops)
         }
         Op::Fxsave => {
             control.check_mmx()?;
@@ -66,6 +66,16 @@ pub(super) fn execute<O: Operands>(
     }
 }
 
+pub(super) fn load_mxcsr<O: Operands>(state: &mut VectorState, ops: &mut O) -> Result<(), O::Fault> {
+    let value = ops.load_u32()?;
+    state.mxcsr = checked_mxcsr(value)?;
+    Ok(())
+}
+
+pub(super) fn store_mxcsr<O: Operands>(state: &VectorState, ops: &mut O) -> Result<(), O::Fault> {
+    ops.store(0, &state.mxcsr.to_le_bytes())
+}
+
 fn check_alignment<O: Operands>(ops: &O, to: u64) -> Result<(), VectorException> {
     if ops.linear_address() & (to - 1) == 0 { Ok(()) } else { Err(VectorException::GeneralProtection) }
 }
@@ -75,8 +85,8 @@ fn checked_mxcsr(value: u32) -> Result<u32, VectorException> {
     if value & !MXCSR_MASK == 0 { Ok(value) } else { Err(VectorException::GeneralProtection) }
 }
 
-/// XMM registers that the mode can name; the others are neither saved nor restored.
-fn visible_xmm(control: &Control) -> usize {
+/// Vector registers that the mode can name; the others are neither saved nor restored.
+pub(super) fn visible_registers(control: &Control) -> usize {
     if control.bits == Bits::B64 { 16 } else { 8 }
 }
 
@@ -109,12 +119,19 @@ fn stack_image(x87: &X87State) -> [u8; XMM_AT - REGS_AT] {
     image
 }
 
-fn xmm_image(state: &VectorState) -> [u8; 256] {
+/// XMM registers, or upper halves of YMM registers, beside each other.
+fn register_image(registers: &[u128; 16]) -> [u8; 256] {
     let mut image = [0; 256];
-    for (slot, xmm) in image.chunks_exact_mut(16).zip(state.xmm) {
-        slot.copy_from_slice(&xmm.to_le_bytes());
+    for (slot, register) in image.chunks_exact_mut(16).zip(registers) {
+        slot.copy_from_slice(&register.to_le_bytes());
     }
     image
+}
+
+fn load_registers(registers: &mut [u128], image: &[u8]) {
+    for (register, slot) in registers.iter_mut().zip(image.chunks_exact(16)) {
+        *register = u128::from_le_bytes(std::array::from_fn(|i| slot[i]));
+    }
 }
 
 fn word(image: &[u8], at: usize) -> u16 {
@@ -151,9 +168,7 @@ fn x87_from(image: &[u8], control: &Control, wide: bool) -> X87State {
 }
 
 fn load_xmm(state: &mut VectorState, control: &Control, image: &[u8]) {
-    for (xmm, slot) in state.xmm[..visible_xmm(control)].iter_mut().zip(image[XMM_AT..].chunks_exact(16)) {
-        *xmm = u128::from_le_bytes(std::array::from_fn(|i| slot[i]));
-    }
+    load_registers(&mut state.xmm[..visible_registers(control)], &image[XMM_AT..]);
 }
 
 fn mxcsr_image(state: &VectorState) -> [u8; 8] {
@@ -171,9 +186,9 @@ fn fxsave<O: Operands>(
     image[..MXCSR_AT].copy_from_slice(&control_image(&state.x87, wide));
     image[MXCSR_AT..REGS_AT].copy_from_slice(&mxcsr_image(state));
     image[REGS_AT..XMM_AT].copy_from_slice(&stack_image(&state.x87));
-    image[XMM_AT..].copy_from_slice(&xmm_image(state));
+    image[XMM_AT..].copy_from_slice(&register_image(&state.xmm));
     ops.check_store(0, 512)?;
-    ops.store(0, &image[..XMM_AT + 16 * visible_xmm(control)])
+    ops.store(0, &image[..XMM_AT + 16 * visible_registers(control)])
 }
 
 fn fxrstor<O: Operands>(
@@ -194,7 +209,8 @@ fn fxrstor<O: Operands>(
 fn in_use(state: &VectorState) -> u64 {
     let x87 = if state.x87 == X87State::INITIAL { 0 } else { XCR0_X87 };
     let sse = if state.xmm == [0; 16] { 0 } else { XCR0_SSE };
-    x87 | sse
+    let avx = if state.ymm_high == [0; 16] { 0 } else { XCR0_AVX };
+    x87 | sse | avx
 }
 
 /// [`in_use`], with SSE in use as well when MXCSR is not in its initial configuration (SDM vol. 1, 13.6 and 13.10).
@@ -219,8 +235,9 @@ fn requested<O: Operands>(control: &Control, ops: &O) -> u64 {
     (ops.gpr(RAX) & 0xffff_ffff | ops.gpr(RDX) << 32) & control.xcr0
 }
 
-/// XSAVE writes all requested components, XSAVEOPT and XSAVEC those in use; XSAVEC uses the compacted format, which
-/// for components 0 and 1 differs in the header alone.
+/// XSAVE writes all requested components, XSAVEOPT and XSAVEC those in use; XSAVEC uses the compacted format, which here
+/// differs in the header alone. MXCSR is a part of the SSE component, which the forms of the standard format write with AVX
+/// state too (SDM vol. 1, 13.7 to 13.10).
 fn xsave<O: Operands>(
     state: &VectorState,
     control: &Control,
@@ -231,7 +248,9 @@ fn xsave<O: Operands>(
     let rfbm = requested(control, ops);
     let used = if op == Op::Xsavec { in_use_with_mxcsr(state) } else { in_use(state) };
     let written = if op == Op::Xsave { rfbm } else { rfbm & used };
-    ops.check_store(0, AREA as u64)?;
+    // All of a component is checked, whatever the mode can name of it.
+    let upper = if written & XCR0_AVX != 0 { 16 * visible_registers(control) } else { 0 };
+    ops.check_store(0, if upper != 0 { AREA + UPPER } else { AREA } as u64)?;
     let header = if op == Op::Xsavec {
         [rfbm & used, COMPACTED | rfbm]
     } else {
@@ -243,12 +262,15 @@ fn xsave<O: Operands>(
         ops.store(0, &control_image(&state.x87, wide))?;
         ops.store(REGS_AT as u64, &stack_image(&state.x87))?;
     }
-    let mxcsr = if op == Op::Xsavec { written } else { rfbm };
-    if mxcsr & XCR0_SSE != 0 {
+    let mxcsr = if op == Op::Xsavec { written & XCR0_SSE } else { rfbm & (XCR0_SSE | XCR0_AVX) };
+    if mxcsr != 0 {
         ops.store(MXCSR_AT as u64, &mxcsr_image(state))?;
     }
     if written & XCR0_SSE != 0 {
-        ops.store(XMM_AT as u64, &xmm_image(state)[..16 * visible_xmm(control)])?;
+        ops.store(XMM_AT as u64, &register_image(&state.xmm)[..16 * visible_registers(control)])?;
+    }
+    if upper != 0 {
+        ops.store(AREA as u64, &register_image(&state.ymm_high)[..upper])?;
     }
     ops.store(HEADER as u64, &header[0].to_le_bytes())?;
     if op == Op::Xsavec {
@@ -260,7 +282,8 @@ fn xsave<O: Operands>(
 /// Checks the header; everything wrong with it is #GP(0) (SDM vol. 1, 13.8 and 13.8.2).
 fn checked_header(image: &[u8], control: &Control) -> Result<(u64, bool), VectorException> {
     let (in_area, format) = (qword(image, HEADER), qword(image, HEADER + 8));
-    let compacted = format & COMPACTED != 0;
+    // Without the compacted format the bit is one of the reserved ones.
+    let compacted = control.xgetbv_1 && format & COMPACTED != 0;
     let valid = if compacted {
         format & !COMPACTED & !control.xcr0 == 0
             && in_area & !format == 0
@@ -282,18 +305,31 @@ fn xrstor<O: Operands>(
     ops.load(0, &mut image)?;
     let (in_area, compacted) = checked_header(&image, control)?;
     let rfbm = requested(control, ops);
-    // The standard form loads MXCSR whenever SSE is requested, the compacted form treats it as part of the component.
-    if rfbm & XCR0_SSE != 0 {
+    let visible = visible_registers(control);
+    let mut upper = [0; UPPER];
+    if rfbm & in_area & XCR0_AVX != 0 {
+        ops.load(AREA as u64, &mut upper)?;
+    }
+    // The standard form loads MXCSR with either of its components, whether the area has them or not; in the compacted
+    // form it belongs to SSE (SDM vol. 1, 13.8.1 and 13.8.2).
+    let mxcsr_with = if compacted { XCR0_SSE } else { XCR0_SSE | XCR0_AVX };
+    if rfbm & mxcsr_with != 0 {
         state.mxcsr = if compacted && in_area & XCR0_SSE == 0 {
             MXCSR_RESET
         } else {
             checked_mxcsr(dword(&image, MXCSR_AT))?
         };
+    }
+    if rfbm & XCR0_SSE != 0 {
         if in_area & XCR0_SSE != 0 {
             load_xmm(state, control, &image);
         } else {
-            state.xmm[..visible_xmm(control)].fill(0);
+            state.xmm[..visible].fill(0);
         }
+    }
+    if rfbm & XCR0_AVX != 0 {
+        // Zeros where the area has none: the initial configuration.
+        load_registers(&mut state.ymm_high[..visible], &upper);
     }
     if rfbm & XCR0_X87 != 0 {
         state.x87 = if in_area & XCR0_X87 != 0 { x87_from(&image, control, wide) } else { X87State::INITIAL };

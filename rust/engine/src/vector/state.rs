@@ -1,5 +1,5 @@
-//! The registers of the x87 FPU and of SSE as one value. MMX registers are the significands of the x87's (Intel SDM
-//! vol. 1, 9.2); upper halves for AVX will stand beside `xmm`, so that XMM code never touches them.
+//! The registers of the x87 FPU, of SSE and of AVX as one value. MMX registers are the significands of the x87's (Intel SDM
+//! vol. 1, 9.2); the upper halves of YMM stand beside `xmm`, so that XMM code never touches them.
 
 use serde::{Deserialize, Serialize};
 
@@ -209,10 +209,12 @@ impl X87State {
     }
 }
 
-/// The x87, MMX and SSE registers of one virtual processor.
+/// The x87, MMX, SSE and AVX registers of one virtual processor.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VectorState {
     pub xmm: [u128; 16],
+    /// Bits 255 to 128 of the YMM registers: state component 2 (SDM vol. 1, 13.5.3).
+    pub ymm_high: [u128; 16],
     pub mxcsr: u32,
     pub x87: X87State,
 }
@@ -221,7 +223,7 @@ impl VectorState {
     /// The state after power-up or reset (SDM vol. 3, table 10-1).
     pub fn reset() -> VectorState {
         let x87 = X87State { fcw: FCW_FIXED, tags: 0xff, ..X87State::INITIAL };
-        VectorState { xmm: [0; 16], mxcsr: MXCSR_RESET, x87 }
+        VectorState { xmm: [0; 16], ymm_high: [0; 16], mxcsr: MXCSR_RESET, x87 }
     }
 
     #[inline(always)]

@@ -4,6 +4,7 @@
 mod common;
 
 mod accesses;
+mod avx;
 mod bounds;
 mod breakpoints;
 mod budget;

@@ -315,7 +315,8 @@ impl Model {
         }
     }
 
-    /// Leaf 0Dh: only x87 and SSE state is offered so far, 512 bytes and the header of 64; AVX adds 256 at 576.
+    /// Leaf 0Dh (SDM vol. 1, 13.2): x87 and SSE state are 512 bytes with the header of 64 behind them, AVX adds 256 at 576. With
+    /// one component beyond the header the compacted format has the same size.
     fn state_leaf(&self, subleaf: u32, enabled: u64) -> Cpuid {
         let offered = self.xcr0_mask();
         if offered == 0 {

@@ -1,10 +1,14 @@
 //! CPU models as data: what a processor is and offers. A model is a value; nothing else in the crate knows one by name.
 
 mod cpuid;
+mod host;
 mod x86_64_v2;
+mod x86_64_v3;
 
 pub use cpuid::{Cpuid, Dynamic, Topology};
+pub use host::{RUNNABLE, host};
 pub use x86_64_v2::X86_64_V2;
+pub use x86_64_v3::X86_64_V3;
 
 use crate::features::Features;
 use crate::regs::{cr4, efer, xcr0};
@@ -55,11 +59,12 @@ pub struct Model {
 }
 
 impl Model {
-    /// Every model that can be chosen by name.
-    pub const ALL: &'static [&'static Model] = &[&X86_64_V2];
+    /// The models that are the same on every host.
+    pub const ALL: &'static [&'static Model] = &[&X86_64_V2, &X86_64_V3];
 
+    /// The model that can be chosen by this name: one of [`Model::ALL`] or [`host`].
     pub fn by_name(name: &str) -> Option<&'static Model> {
-        Model::ALL.iter().copied().find(|model| model.name == name)
+        Model::ALL.iter().copied().chain([host()]).find(|model| model.name == name)
     }
 
     /// Bits of CR4 that may be set; any other is #GP.

@@ -147,5 +147,39 @@ fn control_register_masks_follow_the_features() {
     assert_eq!(mask & (cr4::SMAP | cr4::UMIP | cr4::LA57 | cr4::VMXE | cr4::PKE), 0);
     assert_eq!(X86_64_V2.efer_mask(), efer::ALL);
     assert_eq!(Model::by_name("x86-64-v2").map(|model| model.name), Some("x86-64-v2"));
+    for name in ["x86-64-v3", "host"] {
+        assert_eq!(Model::by_name(name).map(|model| model.name), Some(name));
+    }
     assert!(Model::by_name("z80").is_none());
+}
+
+#[test]
+fn level_3_of_the_psabi_is_the_other_model() {
+    let level_3 = Features::AVX
+        | Features::AVX2
+        | Features::BMI1
+        | Features::BMI2
+        | Features::F16C
+        | Features::FMA
+        | Features::LZCNT
+        | Features::MOVBE;
+    assert_eq!(X86_64_V3.features - X86_64_V2.features, level_3 | Features::XSAVEC);
+    let read = Features::from_cpuid(|leaf, subleaf| X86_64_V3.cpuid(leaf, subleaf, &dynamic()));
+    assert_eq!(read, X86_64_V3.features);
+    assert_eq!((X86_64_V3.signature, X86_64_V3.vendor), (X86_64_V2.signature, X86_64_V2.vendor));
+}
+
+/// SDM vol. 2, CPUID leaf 0Dh, and vol. 1, 13.2.
+#[test]
+fn avx_state_has_its_component() {
+    let all = xcr0::X87 | xcr0::SSE | xcr0::AVX;
+    assert_eq!(X86_64_V3.xcr0_mask(), all);
+    for (enabled, size) in [(xcr0::X87, 576), (xcr0::X87 | xcr0::SSE, 576), (all, 832)] {
+        let dynamic = Dynamic { xcr0: enabled, ..dynamic() };
+        let leaf = |subleaf| X86_64_V3.cpuid(0xd, subleaf, &dynamic);
+        assert_eq!(leaf(0), Cpuid { eax: 7, ebx: size, ecx: 832, edx: 0 });
+        assert_eq!(leaf(1), Cpuid { eax: 7, ebx: size, ecx: 0, edx: 0 }, "XSAVEOPT, XSAVEC, XGETBV of 1");
+        assert_eq!(leaf(2), Cpuid { eax: 256, ebx: 576, ecx: 0, edx: 0 });
+        assert_eq!(leaf(3), Cpuid::default());
+    }
 }

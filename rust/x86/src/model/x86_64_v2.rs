@@ -140,8 +140,8 @@ const CACHES: &[Cache] = &[
     },
 ];
 
-/// The model of the name.
-pub static X86_64_V2: Model = Model {
+/// The processor, which the other models are made from as well.
+pub(super) const PROCESSOR: Model = Model {
     name: "x86-64-v2",
     vendor: *b"GenuineIntel",
     // Family 6, model F0h, stepping 1: no such processor exists.
@@ -158,3 +158,6 @@ pub static X86_64_V2: Model = Model {
     crystal_hz: 25_000_000,
     arch_capabilities: ARCH_CAPABILITIES,
 };
+
+/// The model of the name.
+pub static X86_64_V2: Model = PROCESSOR;

@@ -7,6 +7,8 @@ mod image;
 #[cfg(all(test, target_os = "linux"))]
 mod oracle;
 #[cfg(all(test, target_os = "linux"))]
+mod oracle_fused;
+#[cfg(all(test, target_os = "linux"))]
 mod oracle_save;
 #[cfg(all(test, target_os = "linux"))]
 mod oracle_soft;
@@ -21,8 +23,8 @@ mod x87;
 
 use super::fp::mxcsr::{FLAGS, MASK_SHIFT, UE};
 use super::fp::{
-    Arith, Convert, Estimate, Form, FpUnit, SseResult, X87Arith, X87Binary, X87Result, X87Source, X87Stored,
-    X87Target, X87Unary,
+    Arith, Convert, Estimate, Form, FpUnit, Fused, SseResult, X87Arith, X87Binary, X87Result, X87Source,
+    X87Stored, X87Target, X87Unary,
 };
 use super::soft::SoftFp;
 use super::state::F80;
@@ -69,6 +71,14 @@ impl FpUnit for HostFp {
     #[inline(always)]
     fn compare(&self, predicate: u8, form: Form, a: u128, b: u128, mxcsr: u32) -> SseResult {
         let soft = || SoftFp.compare(predicate, form, a, b, mxcsr);
+        // NGE, NGT, GE and GT are their counterparts with the operands exchanged; packed ones have no lane to keep.
+        if let (9 | 10 | 13 | 14, Form::Ps | Form::Pd) = (predicate, form) {
+            let exchanged = [6, 5, 0, 0, 2, 1][usize::from(predicate - 9)];
+            return masked_or_soft(mxcsr, || sse::compare(exchanged, form, b, a, mxcsr), soft);
+        }
+        if predicate > 7 {
+            return soft();
+        }
         masked_or_soft(mxcsr, || sse::compare(predicate, form, a, b, mxcsr), soft)
     }
 
@@ -94,6 +104,23 @@ impl FpUnit for HostFp {
 
     fn estimate(&self, op: Estimate, form: Form, a: u128, b: u128) -> u128 {
         sse::estimate(op, form, a, b)
+    }
+
+    fn fused(&self, op: Fused, form: Form, x: u128, y: u128, z: u128, mxcsr: u32) -> SseResult {
+        let soft = || SoftFp.fused(op, form, x, y, z, mxcsr);
+        if !std::arch::is_x86_feature_detected!("fma") {
+            return soft();
+        }
+        // SAFETY: the host has FMA.
+        masked_or_soft(mxcsr, || unsafe { sse::fused(op, form, x, y, z, mxcsr) }, soft)
+    }
+
+    fn half_to_single(&self, b: u128, mxcsr: u32) -> SseResult {
+        SoftFp.half_to_single(b, mxcsr)
+    }
+
+    fn single_to_half(&self, control: u8, b: u128, mxcsr: u32) -> SseResult {
+        SoftFp.single_to_half(control, b, mxcsr)
     }
 
     fn x87_arith(&self, op: X87Arith, a: F80, b: X87Source, fcw: u16) -> X87Result {

@@ -5,7 +5,7 @@ use std::arch::asm;
 use std::arch::x86_64::__m128i;
 
 use super::super::fp::mxcsr::FLAGS;
-use super::super::fp::{Arith, Convert, Estimate, Form, SseResult};
+use super::super::fp::{Arith, Convert, Estimate, Form, Fused, SseResult};
 use super::super::interface::eflags;
 use super::super::state::MXCSR_MASK;
 use super::MASKED;
@@ -227,6 +227,51 @@ pub(super) unsafe fn round(control: u8, form: Form, a: u128, b: u128, mxcsr: u32
         Form::Pd => controls!(control, a, b, mxcsr, "roundpd"),
         Form::Ss => controls!(control, a, b, mxcsr, "roundss"),
         Form::Sd => controls!(control, a, b, mxcsr, "roundsd"),
+    }
+}
+
+macro_rules! run_fused {
+    ($insn:expr, $x:expr, $y:expr, $z:expr, $mxcsr:expr) => {{
+        let mut z = vector($z);
+        let csr = block!($mxcsr, [$insn], z = inout(xmm_reg) z, x = in(xmm_reg) vector($x),
+            y = in(xmm_reg) vector($y),);
+        csr.result(number(z))
+    }};
+}
+
+/// The fused operations in the order 231: the destination is the addend, and of several NaNs the first factor's wins.
+macro_rules! fused_forms {
+    ($form:expr, $x:expr, $y:expr, $z:expr, $mxcsr:expr, $name:literal) => {
+        match $form {
+            Form::Ps => run_fused!(concat!($name, "231ps {z}, {x}, {y}"), $x, $y, $z, $mxcsr),
+            Form::Pd => run_fused!(concat!($name, "231pd {z}, {x}, {y}"), $x, $y, $z, $mxcsr),
+            Form::Ss => run_fused!(concat!($name, "231ss {z}, {x}, {y}"), $x, $y, $z, $mxcsr),
+            Form::Sd => run_fused!(concat!($name, "231sd {z}, {x}, {y}"), $x, $y, $z, $mxcsr),
+        }
+    };
+}
+
+/// The alternating ones have packed forms only.
+macro_rules! fused_packed {
+    ($form:expr, $x:expr, $y:expr, $z:expr, $mxcsr:expr, $name:literal) => {
+        if $form.double() {
+            run_fused!(concat!($name, "231pd {z}, {x}, {y}"), $x, $y, $z, $mxcsr)
+        } else {
+            run_fused!(concat!($name, "231ps {z}, {x}, {y}"), $x, $y, $z, $mxcsr)
+        }
+    };
+}
+
+/// # Safety
+/// The host must have FMA.
+pub(super) unsafe fn fused(op: Fused, form: Form, x: u128, y: u128, z: u128, mxcsr: u32) -> SseResult {
+    match op {
+        Fused::MulAdd => fused_forms!(form, x, y, z, mxcsr, "vfmadd"),
+        Fused::MulSub => fused_forms!(form, x, y, z, mxcsr, "vfmsub"),
+        Fused::NegatedMulAdd => fused_forms!(form, x, y, z, mxcsr, "vfnmadd"),
+        Fused::NegatedMulSub => fused_forms!(form, x, y, z, mxcsr, "vfnmsub"),
+        Fused::MulAddSub => fused_packed!(form, x, y, z, mxcsr, "vfmaddsub"),
+        Fused::MulSubAdd => fused_packed!(form, x, y, z, mxcsr, "vfmsubadd"),
     }
 }
 

@@ -14,6 +14,7 @@ pub(super) struct Layout {
 
 pub(super) const SINGLE: Layout = Layout { fraction: 23, exponent: 8 };
 pub(super) const DOUBLE: Layout = Layout { fraction: 52, exponent: 11 };
+pub(super) const HALF: Layout = Layout { fraction: 10, exponent: 5 };
 
 /// What a bit pattern stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,7 +30,7 @@ impl Layout {
         (1 << (self.exponent - 1)) - 1
     }
 
-    const fn sign_bit(self) -> u64 {
+    pub(super) const fn sign_bit(self) -> u64 {
         1 << (self.fraction + self.exponent)
     }
 
@@ -150,7 +151,7 @@ impl Exceptions {
         layout.indefinite()
     }
 
-    fn denormals(&mut self, layout: Layout, a: u64, b: u64) {
+    pub(super) fn denormals(&mut self, layout: Layout, a: u64, b: u64) {
         if layout.is_denormal(a) || layout.is_denormal(b) {
             self.raise(DE);
         }
@@ -190,7 +191,7 @@ impl Exceptions {
     }
 
     /// The sign of an exact zero sum.
-    fn zero_sum(&self, layout: Layout) -> u64 {
+    pub(super) fn zero_sum(&self, layout: Layout) -> u64 {
         layout.zero(self.rounding() == Rounding::Down)
     }
 

@@ -2,6 +2,8 @@
 //! flags. Transcendental functions have an error below one unit in the last place of a double extended result.
 
 mod extended;
+mod fused;
+mod half;
 mod lane;
 mod number;
 mod series;
@@ -10,8 +12,8 @@ mod transcendental;
 mod x87;
 
 use super::fp::{
-    Arith, Convert, Estimate, Form, FpUnit, SseResult, X87Arith, X87Binary, X87Result, X87Source, X87Stored,
-    X87Target, X87Unary,
+    Arith, Convert, Estimate, Form, FpUnit, Fused, SseResult, X87Arith, X87Binary, X87Result, X87Source,
+    X87Stored, X87Target, X87Unary,
 };
 use super::state::F80;
 
@@ -46,6 +48,18 @@ impl FpUnit for SoftFp {
 
     fn estimate(&self, op: Estimate, form: Form, a: u128, b: u128) -> u128 {
         sse::estimate(op, form, a, b)
+    }
+
+    fn fused(&self, op: Fused, form: Form, x: u128, y: u128, z: u128, mxcsr: u32) -> SseResult {
+        fused::fused(op, form, [x, y, z], mxcsr)
+    }
+
+    fn half_to_single(&self, b: u128, mxcsr: u32) -> SseResult {
+        half::half_to_single(b, mxcsr)
+    }
+
+    fn single_to_half(&self, control: u8, b: u128, mxcsr: u32) -> SseResult {
+        half::single_to_half(control, b, mxcsr)
     }
 
     fn x87_arith(&self, op: X87Arith, a: F80, b: X87Source, fcw: u16) -> X87Result {

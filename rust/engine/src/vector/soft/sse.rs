@@ -6,21 +6,21 @@ use super::super::interface::eflags;
 use super::lane::{DOUBLE, Exceptions, Layout, SINGLE, Value};
 use super::number::{Number, Rounding};
 
-const fn layout(form: Form) -> Layout {
+pub(super) const fn layout(form: Form) -> Layout {
     if form.double() { DOUBLE } else { SINGLE }
 }
 
-fn width(form: Form) -> u32 {
+pub(super) fn width(form: Form) -> u32 {
     if form.double() { 64 } else { 32 }
 }
 
 /// The lane at `i`.
-fn lane(value: u128, width: u32, i: usize) -> u64 {
+pub(super) fn lane(value: u128, width: u32, i: usize) -> u64 {
     (value >> (width * i as u32)) as u64 & u64::MAX >> (64 - width)
 }
 
 /// `value` with the lane at `i` replaced.
-fn with_lane(value: u128, width: u32, i: usize, lane: u64) -> u128 {
+pub(super) fn with_lane(value: u128, width: u32, i: usize, lane: u64) -> u128 {
     let mask = u128::from(u64::MAX >> (64 - width)) << (width * i as u32);
     value & !mask | u128::from(lane) << (width * i as u32)
 }
@@ -45,19 +45,48 @@ pub(super) fn sqrt(form: Form, a: u128, b: u128, mxcsr: u32) -> SseResult {
     exceptions.result(value)
 }
 
-/// Predicates 0 to 7: EQ, LT, LE, UNORD, NEQ, NLT, NLE, ORD. Those of order signal quiet NaNs too.
+/// What predicates 0 to 15 hold for: less in bit 0, equal, greater, unordered in bit 3 (SDM vol. 2, table 3-1). 16 to 31 are
+/// the same once more.
+const RELATIONS: [u8; 16] = {
+    const LESS: u8 = 1;
+    const EQUAL: u8 = 2;
+    const GREATER: u8 = 4;
+    const UNORDERED: u8 = 8;
+    const ALL: u8 = 15;
+    [
+        EQUAL,
+        LESS,
+        LESS | EQUAL,
+        UNORDERED,
+        ALL - EQUAL,
+        ALL - LESS,
+        GREATER | UNORDERED,
+        ALL - UNORDERED,
+        EQUAL | UNORDERED,
+        LESS | UNORDERED,
+        ALL - GREATER,
+        0,
+        LESS | GREATER,
+        EQUAL | GREATER,
+        GREATER,
+        ALL,
+    ]
+};
+
+/// Predicates of order signal quiet NaNs too, those of equality do not; from 16 on it is the other way round.
 pub(super) fn compare(predicate: u8, form: Form, a: u128, b: u128, mxcsr: u32) -> SseResult {
-    use std::cmp::Ordering::{Equal, Less};
+    use std::cmp::Ordering::{Equal, Greater, Less};
     let mut exceptions = Exceptions::new(mxcsr);
+    let signals = matches!(predicate & 3, 1 | 2) != (predicate & 16 != 0);
     let value = each(form, a, b, |layout, a, b| {
-        let order = exceptions.order(layout, a, b, matches!(predicate & 3, 1 | 2));
-        let holds = match predicate & 3 {
-            0 => order == Some(Equal),
-            1 => order == Some(Less),
-            2 => matches!(order, Some(Less | Equal)),
-            _ => order.is_none(),
+        let relation = match exceptions.order(layout, a, b, signals) {
+            Some(Less) => 0,
+            Some(Equal) => 1,
+            Some(Greater) => 2,
+            None => 3,
         };
-        if holds != (predicate & 4 != 0) { u64::MAX >> (64 - width(form)) } else { 0 }
+        let holds = RELATIONS[usize::from(predicate & 15)] >> relation & 1 != 0;
+        if holds { u64::MAX >> (64 - width(form)) } else { 0 }
     });
     exceptions.result(value)
 }

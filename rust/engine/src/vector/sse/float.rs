@@ -1,6 +1,8 @@
 //! SSE floating-point instructions: operands to the unit, flags and exceptions back (Intel SDM vol. 1, 11.5). An
 //! instruction with an unmasked exception changes MXCSR's flags and nothing else.
 
+use std::array::from_fn;
+
 use trapgate_x86::insn::{Insn, Operand};
 use trapgate_x86::op::Op;
 
@@ -12,7 +14,7 @@ use super::lanes::{from_u32s, from_u64s, u32s, u64s};
 
 /// What an instruction asks of the unit.
 #[derive(Clone, Copy)]
-enum Plan {
+pub(in crate::vector) enum Plan {
     Arith(Arith, Form),
     Sqrt(Form),
     Compare(Form),
@@ -34,7 +36,7 @@ enum Plan {
 }
 
 #[inline(always)]
-fn plan(op: Op) -> Option<Plan> {
+pub(in crate::vector) fn plan(op: Op) -> Option<Plan> {
     use Arith::*;
     use Form::*;
     Some(match op {
@@ -124,12 +126,54 @@ pub(in crate::vector) fn handles(op: Op) -> bool {
 
 /// Merges the flags an operation raised; an unmasked one is an exception.
 #[inline(always)]
-fn settle(state: &mut VectorState, control: &Control, result: SseResult) -> Result<u128, VectorException> {
+pub(in crate::vector) fn settle(
+    state: &mut VectorState,
+    control: &Control,
+    result: SseResult,
+) -> Result<u128, VectorException> {
     state.mxcsr |= result.flags & mxcsr::FLAGS;
     if result.flags & !(state.mxcsr >> mxcsr::MASK_SHIFT) & mxcsr::FLAGS != 0 {
         return Err(control.simd_exception());
     }
     Ok(result.value)
+}
+
+/// [`settle`] for an operation on several parts of a register, whose exceptions are reported together.
+#[inline(always)]
+pub(in crate::vector) fn settle_all<const N: usize>(
+    state: &mut VectorState,
+    control: &Control,
+    results: [SseResult; N],
+) -> Result<[u128; N], VectorException> {
+    let flags = results.iter().fold(0, |flags, result| flags | result.flags);
+    settle(state, control, SseResult { value: 0, flags: before_results(flags, state.mxcsr) })?;
+    Ok(results.map(|result| result.value))
+}
+
+/// What an operation on 128 bits gives that is nothing but a function of its operands.
+#[inline(always)]
+pub(in crate::vector) fn compute<F: FpUnit>(
+    fp: &F,
+    plan: Plan,
+    a: u128,
+    b: u128,
+    imm: u8,
+    csr: u32,
+) -> Option<SseResult> {
+    Some(match plan {
+        Plan::Arith(op, form) => fp.arith(op, form, a, b, csr),
+        Plan::Sqrt(form) => fp.sqrt(form, a, b, csr),
+        Plan::Compare(form) => fp.compare(imm, form, a, b, csr),
+        Plan::Round(form) => fp.round(imm, form, a, b, csr),
+        Plan::Estimate(op, form) => SseResult { value: fp.estimate(op, form, a, b), flags: 0 },
+        Plan::Horizontal(op, form) => {
+            let (x, y) = pairs(form, a, b);
+            fp.arith(op, form, x, y, csr)
+        }
+        Plan::AddSub(form) => add_sub(fp, form, a, b, csr),
+        Plan::Convert(convert) => fp.convert(convert, a, b, csr),
+        _ => return None,
+    })
 }
 
 pub(in crate::vector) fn execute<O: Operands, F: FpUnit>(
@@ -152,31 +196,35 @@ pub(in crate::vector) fn execute<O: Operands, F: FpUnit>(
     let b = source(state, ops, src)?;
     let (a, csr, imm) = (state.xmm[reg], state.mxcsr, insn.imm as u8);
     let result = match plan {
-        Plan::Arith(op, form) => fp.arith(op, form, a, b, csr),
-        Plan::Sqrt(form) => fp.sqrt(form, a, b, csr),
         // Bits 7:3 are reserved and ignored without VEX.
         Plan::Compare(form) => fp.compare(imm & 7, form, a, b, csr),
-        Plan::Round(form) => fp.round(imm, form, a, b, csr),
-        Plan::Estimate(op, form) => SseResult { value: fp.estimate(op, form, a, b), flags: 0 },
-        Plan::Order { quiet, double } => {
-            let result = fp.order(quiet, double, a, b, csr);
-            let flags = settle(state, control, result)? as u64;
-            ops.set_status_flags(flags);
-            return Ok(());
-        }
-        Plan::Horizontal(op, form) => {
-            let (x, y) = pairs(form, a, b);
-            fp.arith(op, form, x, y, csr)
-        }
-        Plan::AddSub(form) => add_sub(fp, form, a, b, csr),
+        Plan::Order { quiet, double } => return order(state, control, fp, ops, quiet, double, a, b),
         Plan::Dot(form) => {
-            state.xmm[reg] = dot(state, control, fp, form, a, b, imm)?;
+            [state.xmm[reg]] = dot(state, control, fp, form, [a], [b], imm)?;
             return Ok(());
         }
-        Plan::Convert(convert) => fp.convert(convert, a, b, csr),
-        Plan::Integer(..) | Plan::FromMmx(_) | Plan::ToMmx(_) => return Err(unexpected()),
+        _ => compute(fp, plan, a, b, imm, csr).ok_or_else(unexpected)?,
     };
     state.xmm[reg] = settle(state, control, result)?;
+    Ok(())
+}
+
+/// COMISx and UCOMISx: the order of two values to the flags.
+#[expect(clippy::too_many_arguments, reason = "an instruction's whole surroundings")]
+#[inline(always)]
+pub(in crate::vector) fn order<O: Operands, F: FpUnit>(
+    state: &mut VectorState,
+    control: &Control,
+    fp: &F,
+    ops: &mut O,
+    quiet: bool,
+    double: bool,
+    a: u128,
+    b: u128,
+) -> Result<(), O::Fault> {
+    let result = fp.order(quiet, double, a, b, state.mxcsr);
+    let flags = settle(state, control, result)? as u64;
+    ops.set_status_flags(flags);
     Ok(())
 }
 
@@ -213,31 +261,34 @@ fn before_results(flags: u32, csr: u32) -> u32 {
 }
 
 /// DPPS and DPPD: products of the lanes selected by imm8\[7:4\], summed pairwise, to the lanes of imm8\[3:0\]. Each step
-/// raises its exceptions before the next.
-fn dot<F: FpUnit>(
+/// raises its exceptions before the next, for all parts of the register together.
+pub(in crate::vector) fn dot<F: FpUnit, const N: usize>(
     state: &mut VectorState,
     control: &Control,
     fp: &F,
     form: Form,
-    a: u128,
-    b: u128,
+    a: [u128; N],
+    b: [u128; N],
     imm: u8,
-) -> Result<u128, VectorException> {
+) -> Result<[u128; N], VectorException> {
     let lanes = form.lanes();
     let width = 128 / lanes;
     let lane = u128::MAX >> (128 - width);
     let spread = |bits: u8| (0..lanes).filter(|i| bits >> i & 1 != 0).fold(0, |m, i| m | lane << (i * width));
     let selected = spread(imm >> 4);
     let csr = state.mxcsr;
-    let products = settle(state, control, fp.arith(Arith::Mul, form, a & selected, b & selected, csr))?;
+    let arith = |op, a: [u128; N], b: [u128; N]| from_fn(|i| fp.arith(op, form, a[i], b[i], csr));
+    let products = arith(Arith::Mul, a.map(|a| a & selected), b.map(|b| b & selected));
+    let products = settle_all(state, control, products)?;
     // Every lane sums for itself, as processors do; the order of the two decides which of two NaNs wins.
     let sum = if form.double() {
-        settle(state, control, fp.arith(Arith::Add, form, products, swap(products, 64), csr))?
+        settle_all(state, control, arith(Arith::Add, products, products.map(|p| swap(p, 64))))?
     } else {
-        let pairs = settle(state, control, fp.arith(Arith::Add, form, swap(products, 32), products, csr))?;
-        settle(state, control, fp.arith(Arith::Add, form, pairs, swap(pairs, 64), csr))?
+        let pairs = arith(Arith::Add, products.map(|p| swap(p, 32)), products);
+        let pairs = settle_all(state, control, pairs)?;
+        settle_all(state, control, arith(Arith::Add, pairs, pairs.map(|p| swap(p, 64))))?
     };
-    Ok(sum & spread(imm))
+    Ok(sum.map(|sum| sum & spread(imm)))
 }
 
 /// Exchanges neighbouring groups of `width` bits, 32 or 64.

@@ -13,8 +13,8 @@ use super::lanes::{self, Bytes, u32s};
 use super::{crypto, shuffle};
 
 /// Operands are passed in memory, see [`lanes`].
-type Binary = fn(&mut Bytes, &Bytes);
-type WithImmediate = fn(&mut Bytes, &Bytes, u8);
+pub(in crate::vector) type Binary = fn(&mut Bytes, &Bytes);
+pub(in crate::vector) type WithImmediate = fn(&mut Bytes, &Bytes, u8);
 
 /// A match from operations to functions of two values, wrapped to work in place.
 macro_rules! functions {
@@ -29,7 +29,7 @@ macro_rules! functions {
 
 /// Operations of destination and source.
 #[inline]
-fn binary(op: Op) -> Option<Binary> {
+pub(in crate::vector) fn binary(op: Op) -> Option<Binary> {
     functions!(op, {
         Pxor | Xorps | Xorpd => lanes::pxor,
         Pand | Andps | Andpd => lanes::pand,
@@ -166,7 +166,7 @@ fn binary_mmx(op: Op) -> Option<Binary> {
 
 /// Operations of destination, source and immediate.
 #[inline]
-fn with_immediate(op: Op) -> Option<WithImmediate> {
+pub(in crate::vector) fn with_immediate(op: Op) -> Option<WithImmediate> {
     let function: WithImmediate = match op {
         Op::Pshufd => |a, b, imm| *a = shuffle::pshufd(*a, *b, imm),
         Op::Pshuflw | Op::Pshufw => |a, b, imm| *a = shuffle::pshuflw(*a, *b, imm),
@@ -194,7 +194,7 @@ pub(in crate::vector) fn handles(op: Op) -> bool {
 /// Lets a function work on the bytes of an XMM register and of a source, where they are: a copy through general registers
 /// and back to a vector register would have to wait for its stores.
 #[inline(always)]
-fn in_place(slot: &mut u128, source: &u128, function: impl FnOnce(&mut Bytes, &Bytes)) {
+pub(in crate::vector) fn in_place(slot: &mut u128, source: &u128, function: impl FnOnce(&mut Bytes, &Bytes)) {
     if cfg!(target_endian = "little") {
         return function(bytemuck::cast_mut(slot), bytemuck::cast_ref(source));
     }
@@ -358,7 +358,7 @@ fn insert<O: Operands>(
 }
 
 /// Writes `width` bits from bit `shift` on, zero-extended where the destination is wider.
-fn extract<O: Operands>(
+pub(in crate::vector) fn extract<O: Operands>(
     state: &mut VectorState,
     ops: &mut O,
     dst: Operand,

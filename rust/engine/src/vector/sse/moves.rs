@@ -234,7 +234,11 @@ fn rare<O: Operands>(
 }
 
 /// Stores the bytes whose mask bit is set; bytes that are not selected are neither read nor written.
-fn store_masked<O: Operands>(ops: &mut O, bytes: &[u8], mask: u32) -> Result<(), O::Fault> {
+pub(in crate::vector) fn store_masked<O: Operands>(
+    ops: &mut O,
+    bytes: &[u8],
+    mask: u32,
+) -> Result<(), O::Fault> {
     if mask == 0 {
         return Ok(());
     }

@@ -12,19 +12,19 @@ use super::lanes::{
 macro_rules! unpack {
     ($($low:ident $high:ident $high_mmx:ident $split:ident $join:ident $n:literal;)*) => {$(
         #[inline(always)]
-        pub(super) fn $low(a: Bytes, b: Bytes) -> Bytes {
+        pub(in crate::vector) fn $low(a: Bytes, b: Bytes) -> Bytes {
             let (a, b) = ($split(a), $split(b));
             $join(from_fn(|i| if i % 2 == 0 { a[i / 2] } else { b[i / 2] }))
         }
 
         #[inline(always)]
-        pub(super) fn $high(a: Bytes, b: Bytes) -> Bytes {
+        pub(in crate::vector) fn $high(a: Bytes, b: Bytes) -> Bytes {
             let (a, b) = ($split(a), $split(b));
             $join(from_fn(|i| if i % 2 == 0 { a[($n + i) / 2] } else { b[($n + i) / 2] }))
         }
 
         #[inline(always)]
-        pub(super) fn $high_mmx(a: Bytes, b: Bytes) -> Bytes {
+        pub(in crate::vector) fn $high_mmx(a: Bytes, b: Bytes) -> Bytes {
             let wide = $low(a, b);
             from_fn(|i| if i < 8 { wide[i + 8] } else { 0 })
         }
@@ -38,23 +38,23 @@ unpack! {
 }
 
 #[inline(always)]
-pub(super) fn punpcklqdq(a: Bytes, b: Bytes) -> Bytes {
+pub(in crate::vector) fn punpcklqdq(a: Bytes, b: Bytes) -> Bytes {
     low_halves(a, b)
 }
 
 #[inline(always)]
-pub(super) fn punpckhqdq(a: Bytes, b: Bytes) -> Bytes {
+pub(in crate::vector) fn punpckhqdq(a: Bytes, b: Bytes) -> Bytes {
     from_fn(|i| if i < 8 { a[i + 8] } else { b[i] })
 }
 
 #[inline(always)]
-pub(super) fn pshufb(a: Bytes, b: Bytes) -> Bytes {
+pub(in crate::vector) fn pshufb(a: Bytes, b: Bytes) -> Bytes {
     let a = u8s(a);
     from_u8s(u8s(b).map(|index| if index & 0x80 != 0 { 0 } else { a[usize::from(index & 15)] }))
 }
 
 #[inline(always)]
-pub(super) fn pshufb_mmx(a: Bytes, b: Bytes) -> Bytes {
+pub(in crate::vector) fn pshufb_mmx(a: Bytes, b: Bytes) -> Bytes {
     pshufb(a, low(b).map(|index| index & 0x87))
 }
 
@@ -64,38 +64,38 @@ const fn select(imm: u8, i: usize) -> usize {
 }
 
 #[inline(always)]
-pub(super) fn pshufd(_a: Bytes, b: Bytes, imm: u8) -> Bytes {
+pub(in crate::vector) fn pshufd(_a: Bytes, b: Bytes, imm: u8) -> Bytes {
     let b = u32s(b);
     from_u32s(from_fn(|i| b[select(imm, i)]))
 }
 
 #[inline(always)]
-pub(super) fn pshuflw(_a: Bytes, b: Bytes, imm: u8) -> Bytes {
+pub(in crate::vector) fn pshuflw(_a: Bytes, b: Bytes, imm: u8) -> Bytes {
     let lanes = u16s(b);
     from_u16s(from_fn(|i| if i < 4 { lanes[select(imm, i)] } else { lanes[i] }))
 }
 
 #[inline(always)]
-pub(super) fn pshufhw(_a: Bytes, b: Bytes, imm: u8) -> Bytes {
+pub(in crate::vector) fn pshufhw(_a: Bytes, b: Bytes, imm: u8) -> Bytes {
     let lanes = u16s(b);
     from_u16s(from_fn(|i| if i < 4 { lanes[i] } else { lanes[4 + select(imm, i - 4)] }))
 }
 
 #[inline(always)]
-pub(super) fn shufps(a: Bytes, b: Bytes, imm: u8) -> Bytes {
+pub(in crate::vector) fn shufps(a: Bytes, b: Bytes, imm: u8) -> Bytes {
     let (a, b) = (u32s(a), u32s(b));
     from_u32s(from_fn(|i| if i < 2 { a[select(imm, i)] } else { b[select(imm, i)] }))
 }
 
 #[inline(always)]
-pub(super) fn shufpd(a: Bytes, b: Bytes, imm: u8) -> Bytes {
+pub(in crate::vector) fn shufpd(a: Bytes, b: Bytes, imm: u8) -> Bytes {
     let (a, b) = (u64s(a), u64s(b));
     from_u64s([a[usize::from(imm & 1)], b[usize::from(imm >> 1 & 1)]])
 }
 
 /// The concatenation of `a` and `b` shifted right by `imm` bytes.
 #[inline(always)]
-pub(super) fn palignr(a: Bytes, b: Bytes, imm: u8) -> Bytes {
+pub(in crate::vector) fn palignr(a: Bytes, b: Bytes, imm: u8) -> Bytes {
     let (a, b) = (u128::from_le_bytes(a), u128::from_le_bytes(b));
     let value = match u32::from(imm) {
         0 => b,
@@ -107,44 +107,44 @@ pub(super) fn palignr(a: Bytes, b: Bytes, imm: u8) -> Bytes {
 }
 
 #[inline(always)]
-pub(super) fn palignr_mmx(a: Bytes, b: Bytes, imm: u8) -> Bytes {
+pub(in crate::vector) fn palignr_mmx(a: Bytes, b: Bytes, imm: u8) -> Bytes {
     low(palignr([0; 16], low_halves(b, a), imm))
 }
 
 #[inline(always)]
-pub(super) fn blendps(a: Bytes, b: Bytes, imm: u8) -> Bytes {
+pub(in crate::vector) fn blendps(a: Bytes, b: Bytes, imm: u8) -> Bytes {
     from_fn(|i| if imm >> (i / 4) & 1 != 0 { b[i] } else { a[i] })
 }
 
 #[inline(always)]
-pub(super) fn blendpd(a: Bytes, b: Bytes, imm: u8) -> Bytes {
+pub(in crate::vector) fn blendpd(a: Bytes, b: Bytes, imm: u8) -> Bytes {
     from_fn(|i| if imm >> (i / 8) & 1 != 0 { b[i] } else { a[i] })
 }
 
 #[inline(always)]
-pub(super) fn pblendw(a: Bytes, b: Bytes, imm: u8) -> Bytes {
+pub(in crate::vector) fn pblendw(a: Bytes, b: Bytes, imm: u8) -> Bytes {
     from_fn(|i| if imm >> (i / 2) & 1 != 0 { b[i] } else { a[i] })
 }
 
 /// Blends by the sign bits of a third register.
 #[inline(always)]
-pub(super) fn pblendvb(a: Bytes, b: Bytes, mask: Bytes) -> Bytes {
+pub(in crate::vector) fn pblendvb(a: Bytes, b: Bytes, mask: Bytes) -> Bytes {
     from_fn(|i| if mask[i] >> 7 != 0 { b[i] } else { a[i] })
 }
 
 #[inline(always)]
-pub(super) fn blendvps(a: Bytes, b: Bytes, mask: Bytes) -> Bytes {
+pub(in crate::vector) fn blendvps(a: Bytes, b: Bytes, mask: Bytes) -> Bytes {
     from_fn(|i| if mask[i | 3] >> 7 != 0 { b[i] } else { a[i] })
 }
 
 #[inline(always)]
-pub(super) fn blendvpd(a: Bytes, b: Bytes, mask: Bytes) -> Bytes {
+pub(in crate::vector) fn blendvpd(a: Bytes, b: Bytes, mask: Bytes) -> Bytes {
     from_fn(|i| if mask[i | 7] >> 7 != 0 { b[i] } else { a[i] })
 }
 
 /// INSERTPS with its source lane already in the low bits of `b`.
 #[inline(always)]
-pub(super) fn insertps(a: Bytes, lane: u32, imm: u8) -> Bytes {
+pub(in crate::vector) fn insertps(a: Bytes, lane: u32, imm: u8) -> Bytes {
     let mut lanes = u32s(a);
     lanes[usize::from(imm >> 4 & 3)] = lane;
     from_u32s(from_fn(|i| if imm >> i & 1 != 0 { 0 } else { lanes[i] }))
@@ -154,7 +154,7 @@ pub(super) fn insertps(a: Bytes, lane: u32, imm: u8) -> Bytes {
 macro_rules! widen {
     ($($name:ident $split:ident $join:ident;)*) => {$(
         #[inline(always)]
-        pub(super) fn $name(_a: Bytes, b: Bytes) -> Bytes {
+        pub(in crate::vector) fn $name(_a: Bytes, b: Bytes) -> Bytes {
             let lanes = $split(b);
             $join(from_fn(|i| lanes[i].into()))
         }
@@ -177,23 +177,23 @@ widen! {
 }
 
 #[inline(always)]
-pub(super) fn movddup(_a: Bytes, b: Bytes) -> Bytes {
+pub(in crate::vector) fn movddup(_a: Bytes, b: Bytes) -> Bytes {
     low_halves(b, b)
 }
 
 #[inline(always)]
-pub(super) fn movsldup(a: Bytes, b: Bytes) -> Bytes {
+pub(in crate::vector) fn movsldup(a: Bytes, b: Bytes) -> Bytes {
     pshufd(a, b, 0b10_10_00_00)
 }
 
 #[inline(always)]
-pub(super) fn movshdup(a: Bytes, b: Bytes) -> Bytes {
+pub(in crate::vector) fn movshdup(a: Bytes, b: Bytes) -> Bytes {
     pshufd(a, b, 0b11_11_01_01)
 }
 
 /// The sign bits of the bytes as a number.
 #[inline(always)]
-pub(super) fn byte_signs(value: u128) -> u32 {
+pub(in crate::vector) fn byte_signs(value: u128) -> u32 {
     let gather = |half: u64| ((half & 0x8080_8080_8080_8080) >> 7).wrapping_mul(0x0102_0408_1020_4080) >> 56;
     (gather(value as u64) | gather((value >> 64) as u64) << 8) as u32
 }

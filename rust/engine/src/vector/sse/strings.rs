@@ -119,18 +119,29 @@ pub(in crate::vector) fn execute<O: Operands>(
     ops: &mut O,
 ) -> Result<(), O::Fault> {
     control.check_sse()?;
+    let wide = insn.prefixes.contains(Prefixes::REX_W);
+    compare_strings(state, insn, ops, insn.op, wide)
+}
+
+/// The comparison itself, of the legacy operation `op`; `wide` says that explicit lengths have 64 bits.
+pub(in crate::vector) fn compare_strings<O: Operands>(
+    state: &mut VectorState,
+    insn: &Insn,
+    ops: &mut O,
+    op: Op,
+    wide: bool,
+) -> Result<(), O::Fault> {
     let [first, second, ..] = insn.operands;
     let imm = insn.imm as u8;
     let b = source_unaligned(state, ops, second)?;
     let a = state.xmm[usize::from(xmm_of(first)?)];
-    let (a, b) = if matches!(insn.op, Op::Pcmpestri | Op::Pcmpestrm) {
-        let wide = insn.prefixes.contains(Prefixes::REX_W);
+    let (a, b) = if matches!(op, Op::Pcmpestri | Op::Pcmpestrm) {
         (explicit(a, ops.gpr(RAX), wide, imm), explicit(b, ops.gpr(RDX), wide, imm))
     } else {
         (implicit(a, imm), implicit(b, imm))
     };
     let outcome = compare(&a, &b, imm);
-    if matches!(insn.op, Op::Pcmpestri | Op::Pcmpistri) {
+    if matches!(op, Op::Pcmpestri | Op::Pcmpistri) {
         ops.set_gpr(RCX, index(outcome.result, imm), 4);
     } else {
         state.xmm[0] = mask(outcome.result, imm);
