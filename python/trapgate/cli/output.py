@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-__all__ = ["progress", "table", "write_json"]
+__all__ = ["progress", "show_log", "table", "write_json"]
 
 
 def write_json(value: Any, target: str | Path = "-") -> None:
@@ -36,6 +36,17 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     for row in rows:
         shown.add_row(*row)
     Console(markup=False, highlight=False).print(shown)
+
+
+def show_log() -> None:
+    """Print what the library has to say about this host as lines on standard error."""
+    import logging
+
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("trapgate: %(message)s"))
+    logger = logging.getLogger("trapgate")
+    logger.addHandler(handler)
+    logger.propagate = False
 
 
 @contextmanager
