@@ -9,8 +9,10 @@ struct program {
     const char *name;
     /* Prepares data before the clock starts; may be null. */
     void (*prepare)(void);
-    /* Does n operations and gives something that depends on all of them. */
+    /* Does n operations, a multiple of `batch`, and gives something that depends on all of them. */
     uint64_t (*run)(uint64_t n);
+    /* Operations that can only be done together. */
+    uint64_t batch;
 };
 
 /* The programs of each file, ended by one without a name. */

@@ -138,11 +138,11 @@ static uint64_t signal_self(uint64_t n)
 }
 
 const struct program kernel_programs[] = {
-    {"syscall", NULL, syscall_null},
-    {"fork", NULL, fork_wait},
-    {"exec", NULL, exec_wait},
-    {"pipe", pipe_prepare, pipe_round},
-    {"fault", NULL, fault},
-    {"signal", signal_prepare, signal_self},
+    {"syscall", NULL, syscall_null, 1},
+    {"fork", NULL, fork_wait, 1},
+    {"exec", NULL, exec_wait, 1},
+    {"pipe", pipe_prepare, pipe_round, 1},
+    {"fault", NULL, fault, 1},
+    {"signal", signal_prepare, signal_self, 1},
     {0},
 };

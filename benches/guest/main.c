@@ -3,7 +3,7 @@
  *
  *     guest-bench [-n COUNT | -t MILLISECONDS] NAME...
  *
- * -n says how many operations to measure; otherwise that many are, as -t (200 by default) is enough for.
+ * -n says how many operations to measure; otherwise as many are as take about the time of -t, 200 by default.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -64,15 +64,32 @@ static double measure(const struct program *program, uint64_t n)
     return now() - start;
 }
 
-/* A number of operations that takes about `target` nanoseconds. */
-static uint64_t calibrate(const struct program *program, double target)
+/* The next multiple of the program's batch. */
+static uint64_t whole(const struct program *program, double n)
 {
-    for (uint64_t n = 1;; n *= 4) {
+    uint64_t count = ((uint64_t)n + program->batch - 1) / program->batch;
+    return (count != 0 ? count : 1) * program->batch;
+}
+
+/*
+ * What one operation takes: the faster of two measurements of the same number, each of which takes at least half of
+ * `target` nanoseconds. A processor that was busy with something else for a moment makes one of them long, and is
+ * neither taken for the program's speed nor for enough operations.
+ */
+static double calibrated(const struct program *program, double target)
+{
+    uint64_t n = whole(program, 1);
+    for (;;) {
         double time = measure(program, n);
-        if (time * 8 >= target) {
-            double wanted = (double)n * target / time;
-            return wanted < 1 ? 1 : (uint64_t)wanted;
+        if (time >= target / 2) {
+            double again = measure(program, n);
+            time = again < time ? again : time;
         }
+        if (time >= target / 2)
+            return time / (double)n;
+        /* Never much more at once: what was measured was short, and perhaps cold. */
+        double factor = target * 0.75 / (time + 1);
+        n = whole(program, (double)n * (factor > 8 ? 8 : factor < 1.5 ? 1.5 : factor));
     }
 }
 
@@ -126,8 +143,9 @@ int main(int count, char **arguments)
             const struct program *program = find(arguments[i]);
             if (program->prepare != NULL)
                 program->prepare();
-            uint64_t some = n != 0 ? n : calibrate(program, target);
-            printf("%s %.3f\n", program->name, measure(program, some) / (double)some);
+            uint64_t some = whole(program, (double)n);
+            double time = n != 0 ? measure(program, some) / (double)some : calibrated(program, target);
+            printf("%s %.3f\n", program->name, time);
             fflush(stdout);
         }
     }

@@ -115,10 +115,10 @@ static uint64_t chase(uint64_t n)
 }
 
 const struct program memory_programs[] = {
-    {"copy", copy_prepare, copy},
-    {"triad", triad_prepare, triad},
-    {"chase-l1", chase_l1, chase},
-    {"chase-l2", chase_l2, chase},
-    {"chase-dram", chase_dram, chase},
+    {"copy", copy_prepare, copy, COPIED / 64},
+    {"triad", triad_prepare, triad, ELEMENTS},
+    {"chase-l1", chase_l1, chase, 1},
+    {"chase-l2", chase_l2, chase, 1},
+    {"chase-dram", chase_dram, chase, 1},
     {0},
 };

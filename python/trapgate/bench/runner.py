@@ -51,30 +51,27 @@ def run(
         program = build(folder, None if sources is None else Path(sources))
         prepared = files.prepare(folder, program, report)
         subject = Trapgate(prepared, "auto")
-        all_peers: dict[str, Peer] = {SUBJECT: subject}
-        for name in dict.fromkeys(peers):
-            all_peers[name] = _make(name, program, prepared)
-        for peer in all_peers.values():
+        others = {name: _make(name, program, prepared) for name in peers}
+        for peer in (subject, *others.values()):
             stack.callback(peer.close)
-        figures = _measure(chosen, all_peers, prepared, runs, operations, report)
-    return Report(
-        peers=tuple(all_peers)[1:],
-        runs=runs,
-        engine=subject.used,
-        host=_host(prepared, peers),
-        rows=tuple(
-            Row(
-                name=each.name,
-                group=each.group,
-                operation=each.operation,
-                figures={
-                    peer: Figures(tuple(figures[each.name, peer]))
-                    for peer in all_peers
-                    if (each.name, peer) in figures
-                },
-            )
-            for each in chosen
-        ),
+        figures = _measure(chosen, {SUBJECT: subject, **others}, prepared, runs, operations, report)
+        return Report(
+            peers=tuple(others),
+            runs=runs,
+            engine=subject.used,
+            host=_host(prepared, peers),
+            rows=tuple(_row(each, figures) for each in chosen),
+        )
+
+
+def _row(program: Program, figures: dict[tuple[str, str], list[float]]) -> Row:
+    return Row(
+        name=program.name,
+        group=program.group,
+        operation=program.operation,
+        figures={
+            peer: Figures(tuple(values)) for (name, peer), values in figures.items() if name == program.name
+        },
     )
 
 
