@@ -144,6 +144,8 @@ impl Translator {
     /// flag-neutral ones that the checks are made of.
     pub fn is_possible() -> bool {
         std::arch::is_x86_feature_detected!("bmi2")
+            && std::arch::is_x86_feature_detected!("bmi1")
+            && std::arch::is_x86_feature_detected!("lzcnt")
             && std::arch::is_x86_feature_detected!("sse4.2")
             && std::arch::is_x86_feature_detected!("popcnt")
             && std::arch::is_x86_feature_detected!("aes")
