@@ -10,9 +10,20 @@ fn main() {
     engine.cpu.regs[7] = which;
     engine.cpu.regs[6] = n;
     engine.cpu.regs[4] = 0x1f_fff0;
-    if args.len() > 4 { assert!(engine.set_translate(Some(Default::default()))); }
+    if args.len() > 4 {
+        assert!(engine.set_translate(Some(Default::default())));
+    }
     let start = Instant::now();
     let mut exit = engine.run(u64::MAX / 4);
-    while exit == Exit::Budget { exit = engine.run(u64::MAX / 4); }
-    println!("{} {:.6} {} {:?} {:?}", engine.cpu.regs[0], start.elapsed().as_secs_f64(), engine.cpu.count, exit, engine.translator_stats());
+    while exit == Exit::Budget {
+        exit = engine.run(u64::MAX / 4);
+    }
+    println!(
+        "{} {:.6} {} {:?} {:?}",
+        engine.cpu.regs[0],
+        start.elapsed().as_secs_f64(),
+        engine.cpu.count,
+        exit,
+        engine.translator_stats()
+    );
 }
