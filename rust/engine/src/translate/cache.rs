@@ -76,7 +76,7 @@ impl CodeCache {
         let at = self.next();
         self.used += code.len();
         // Entries on 16-byte boundaries are fetched best.
-        self.used = (self.used + 15 & !15).min(self.size);
+        self.used = ((self.used + 15) & !15).min(self.size);
         self.write(at, code);
     }
 

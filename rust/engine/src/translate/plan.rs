@@ -171,12 +171,36 @@ pub fn overwrites(insn: &Insn) -> bool {
 /// something else (a bit string, a LOCK, another width).
 pub fn takes_slot(insn: &Insn) -> bool {
     use Op::*;
-    match insn.op {
-        Add | Or | Adc | Sbb | And | Sub | Xor | Cmp | Test | Mov | Inc | Dec | Neg | Not | Rol | Ror
-        | Rcl | Rcr | Shl | Shr | Sar | Setcc | Movsxd | Mul => true,
-        Movzx | Movsx | Imul | Cmovcc => true,
-        _ => false,
-    }
+    matches!(
+        insn.op,
+        Add | Or
+            | Adc
+            | Sbb
+            | And
+            | Sub
+            | Xor
+            | Cmp
+            | Test
+            | Mov
+            | Inc
+            | Dec
+            | Neg
+            | Not
+            | Rol
+            | Ror
+            | Rcl
+            | Rcr
+            | Shl
+            | Shr
+            | Sar
+            | Setcc
+            | Movsxd
+            | Mul
+            | Movzx
+            | Movsx
+            | Imul
+            | Cmovcc
+    )
 }
 
 /// Integer instructions on registers, flags and one memory operand.
@@ -451,7 +475,7 @@ fn is_vector(op: Op) -> bool {
 /// of CMPXCHG16B.
 pub fn must_align(insn: &Insn) -> bool {
     use Op::*;
-    insn.operands.iter().any(|operand| *operand == Operand::Mem { size: 16 })
+    insn.operands.contains(&Operand::Mem { size: 16 })
         && !insn.prefixes.contains(Prefixes::VEX)
         && (is_vector(insn.op) || insn.op == Op::Cmpxchg16b)
         && !matches!(insn.op, Lddqu | Movdqu | Movupd | Movups)
