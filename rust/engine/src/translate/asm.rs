@@ -289,6 +289,11 @@ impl Asm {
         self.emit(&Encoding { vex: Some(vex), ..plain });
     }
 
+    /// `movzx to, word from`.
+    pub fn low_word(&mut self, to: u8, from: u8) {
+        self.emit(&Encoding::new(Escape::M0f, 0xb7, false, to, Rm::Reg(from)));
+    }
+
     /// `rorx to, from, count`, 64 bits: BMI2, leaves flags alone.
     pub fn rorx(&mut self, to: u8, from: u8, count: u8) {
         let vex = Vex { vvvv: 0, l: false, pp: 3 };

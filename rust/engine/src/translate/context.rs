@@ -6,7 +6,7 @@ use std::mem::offset_of;
 use super::asm::{Address, RSP, at};
 
 /// Entries of the TLB in each privilege view.
-pub const TLB_SIZE: usize = 1 << 14;
+pub const TLB_SIZE: usize = 1 << 16;
 /// Slots of the table of indirect targets in each view.
 pub const JUMPS: usize = 1 << 13;
 /// Slots that say whether a page of code is where links into it expect it; number 0 is never set.
@@ -25,24 +25,23 @@ pub const BUDGET_BIAS: u64 = 1 << 12;
 /// into a page number, without a register or memory for it.
 pub const BELOW: i32 = 52;
 
-/// A translation. The negated tags are minus the page's linear address, so that adding an address inside it gives the offset
-/// in the page.
+/// The TLB of one privilege view, an array for each field: the index is the low sixteen bits of the page number, which MOVZX
+/// cuts out, so that 256 MiB in a row, and arrays any power of two below that apart, do not get into each other's way.
+///
+/// The tags are minus the page's linear address, so that adding an address inside it gives the offset in the page.
 #[repr(C)]
-#[derive(Clone, Copy, Debug)]
-pub struct Entry {
-    pub minus_read: u64,
-    pub minus_write: u64,
+#[derive(Debug)]
+pub struct View {
+    pub minus_read: [u64; TLB_SIZE],
+    pub minus_write: [u64; TLB_SIZE],
     /// Host address minus linear address.
-    pub delta: u64,
-    /// Linear address of the page, bit 0 set for a global one; for the flushes.
-    pub page: u64,
+    pub delta: [u64; TLB_SIZE],
 }
 
-/// The entry of an index while it holds nothing: the tag of a page that belongs to an index far away, so that no address that
-/// leads here can match, not even by its last byte.
-pub const fn empty(index: usize) -> Entry {
-    let tag = (((index ^ (TLB_SIZE / 2)) as u64) << 12).wrapping_neg();
-    Entry { minus_read: tag, minus_write: tag, delta: 0, page: 0 }
+/// The tag of an index while it holds nothing: that of a page that belongs to an index far away, so that no address that leads
+/// here can match, not even by its last byte.
+pub const fn empty(index: usize) -> u64 {
+    (((index ^ (TLB_SIZE / 2)) as u64) << 12).wrapping_neg()
 }
 
 /// The block itself; offsets up to 127 are one byte in an instruction.
@@ -55,8 +54,6 @@ pub struct Context {
     pub budget: u64,
     /// Address bits above a page, for operands of any alignment.
     pub page_mask: u64,
-    /// Address bits that choose the TLB entry.
-    pub index_mask: u64,
     /// Tag and delta of the page that the stack was last on, with the right to write.
     pub minus_stack: u64,
     pub stack_delta: u64,
@@ -104,7 +101,7 @@ pub struct Context {
     /// What an access to the stack reaches while no page is known for it: see `forget_stack`.
     pub pit: [u8; 4096],
     pub pairs: [u8; PAIRS],
-    pub tlb: [[Entry; TLB_SIZE]; 2],
+    pub tlb: [View; 2],
     pub jumps: [[u64; JUMPS]; 2],
 }
 
@@ -118,10 +115,14 @@ pub const fn at_offset(offset: usize) -> Address {
     at(RSP, offset as i32 + BELOW)
 }
 
-/// Offset of a view's TLB.
+/// Operand offsets of the arrays of a view's TLB.
 pub const fn tlb_offset(user: bool) -> i32 {
-    (offset_of!(Context, tlb) + user as usize * size_of::<[Entry; TLB_SIZE]>()) as i32 + BELOW
+    (offset_of!(Context, tlb) + user as usize * size_of::<View>()) as i32 + BELOW
 }
+
+pub const MINUS_READ: i32 = offset_of!(View, minus_read) as i32;
+pub const MINUS_WRITE: i32 = offset_of!(View, minus_write) as i32;
+pub const DELTA: i32 = offset_of!(View, delta) as i32;
 
 /// Offset of a view's table of indirect targets.
 pub const fn jumps_offset(user: bool) -> i32 {
@@ -158,7 +159,7 @@ pub const fn saved(n: u8) -> Address {
 }
 
 impl Context {
-    /// Index of the TLB entry of an address: what the code computes by PEXT.
+    /// Index of the TLB entry of an address: what the code computes by SHRX and MOVZX.
     pub fn index(linear: u64) -> usize {
         (linear >> 12) as usize & (TLB_SIZE - 1)
     }

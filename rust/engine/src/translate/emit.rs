@@ -9,7 +9,7 @@ use trapgate_x86::slots::Slots;
 
 use super::access::{Group, Groups, Member};
 use super::asm::{Address, Asm, Encoding, Escape, R10, R11, RAX, RCX, RDX, Rm, Vex, at, indexed};
-use super::context::{Place, field, place, saved, slot, tlb_offset};
+use super::context::{DELTA, MINUS_READ, MINUS_WRITE, Place, field, place, saved, slot, tlb_offset};
 use super::exits::{Access, Cold, Exit, Exits};
 use super::loops::Loop;
 use super::plan::{self, Plan};
@@ -469,10 +469,10 @@ impl Emitter<'_> {
             self.asm.lea(R10, indexed(R10, RCX, 0, 0));
         }
         let view = tlb_offset(self.user);
-        let tag = if access.write { view + 8 } else { view };
-        self.asm.pext(R11, R10, field!(index_mask));
-        self.asm.rorx(R11, R11, 62);
-        self.asm.load(RCX, indexed(super::asm::RSP, R11, 3, tag));
+        let tag = if access.write { MINUS_WRITE } else { MINUS_READ };
+        self.asm.shrx(R11, R10, super::asm::RSP);
+        self.asm.low_word(R11, R11);
+        self.asm.load(RCX, indexed(super::asm::RSP, R11, 3, view + tag));
         let last = if access.aligned { 0 } else { i32::from(access.size) - 1 };
         self.asm.lea(RCX, indexed(RCX, R10, 0, last));
         if access.aligned {
@@ -481,7 +481,7 @@ impl Emitter<'_> {
             self.asm.shrx(RCX, RCX, super::asm::RSP);
         }
         self.missing(f, retry, access, None);
-        self.asm.load(R11, indexed(super::asm::RSP, R11, 3, view + 16));
+        self.asm.load(R11, indexed(super::asm::RSP, R11, 3, view + DELTA));
         indexed(R10, R11, 0, 0)
     }
 

@@ -9,7 +9,9 @@ use trapgate_x86::insn::{Operand, RIP};
 
 use super::access::{Group, Groups};
 use super::asm::{Address, Asm, Encoding, Escape, R10, R11, RCX, RSP, Rm, at, indexed};
-use super::context::{BUDGET_BIAS, GROUPS, Place, field, place, slot, tlb_offset};
+use super::context::{
+    BUDGET_BIAS, DELTA, GROUPS, MINUS_READ, MINUS_WRITE, Place, field, place, slot, tlb_offset,
+};
 use super::emit::{Emitter, Fetched, counts_by_cl, group_slot};
 use super::plan::Plan;
 use super::unit::Planned;
@@ -247,14 +249,14 @@ impl Emitter<'_> {
         let span = high - low;
         self.loop_address(f, low);
         let view = tlb_offset(self.user);
-        self.asm.pext(R11, R10, field!(index_mask));
-        self.asm.rorx(R11, R11, 62);
-        self.asm.load(RCX, indexed(RSP, R11, 3, if write { view + 8 } else { view }));
+        self.asm.shrx(R11, R10, RSP);
+        self.asm.low_word(R11, R11);
+        self.asm.load(RCX, indexed(RSP, R11, 3, view + if write { MINUS_WRITE } else { MINUS_READ }));
         op(self.asm, ADD, RCX, Rm::Reg(R10));
         // RCX is the offset in the page, or out of reach.
         op_imm(self.asm, 0x81, 7, Rm::Reg(RCX), &((4096 - span) as u32).to_le_bytes());
         failures.push(self.asm.jcc_later(ABOVE));
-        self.asm.load(R11, indexed(RSP, R11, 3, view + 16));
+        self.asm.load(R11, indexed(RSP, R11, 3, view + DELTA));
         match part.varies {
             Varies::Base => self.add_scaled(mem.index, mem.scale),
             Varies::Index => self.add_scaled(mem.base, 0),

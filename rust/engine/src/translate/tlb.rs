@@ -5,7 +5,7 @@ use trapgate_x86::insn::Seg;
 use trapgate_x86::regs::rflags;
 
 use super::Translator;
-use super::context::{Context, Entry, JUMPS, PAIRS, empty};
+use super::context::{Context, JUMPS, PAIRS, TLB_SIZE, View, empty};
 use super::exits::Access;
 use crate::memory::PAGE;
 use crate::mmu::access::Intent;
@@ -16,13 +16,34 @@ use crate::state::Vcpu;
 /// What was filled since the last flush, so that a flush costs what was filled.
 #[derive(Debug, Default)]
 pub struct Filled {
-    /// Index and view of TLB entries: those of this address space, and global ones. Some may hold another page by now.
-    local: Vec<(u32, bool)>,
-    global: Vec<(u32, bool)>,
+    /// TLB entries of this address space, and global ones. Some may hold another page by now.
+    local: Vec<FilledEntry>,
+    global: Vec<FilledEntry>,
     jumps: Vec<Jump>,
     pairs: Vec<Pair>,
     /// Pages of the jumps and pairs, by a hash: few pages that are flushed have any.
     code: Marks,
+}
+
+/// A TLB entry in use.
+#[derive(Clone, Copy, Debug)]
+struct FilledEntry {
+    /// Page number.
+    page: u64,
+    user: bool,
+}
+
+impl FilledEntry {
+    fn index(self) -> usize {
+        Context::index(self.page << 12)
+    }
+}
+
+impl View {
+    fn clear(&mut self, index: usize) {
+        (self.minus_read[index], self.minus_write[index], self.delta[index]) =
+            (empty(index), empty(index), 0);
+    }
 }
 
 /// A slot of the table of indirect targets in use.
@@ -63,8 +84,8 @@ impl Translator {
     fn flush_all(&mut self) {
         self.flush_local();
         let context = self.context.get_mut();
-        for (index, user) in self.filled.global.drain(..) {
-            context.tlb[usize::from(user)][index as usize] = empty(index as usize);
+        for filled in self.filled.global.drain(..) {
+            context.tlb[usize::from(filled.user)].clear(filled.index());
         }
         self.reset_targets();
     }
@@ -72,11 +93,9 @@ impl Translator {
     /// Drops what is not global.
     fn flush_local(&mut self) {
         let context = self.context.get_mut();
-        for (index, user) in self.filled.local.drain(..) {
-            let entry = &mut context.tlb[usize::from(user)][index as usize];
-            if entry.page & 1 == 0 {
-                *entry = empty(index as usize);
-            }
+        for filled in self.filled.local.drain(..) {
+            // A global page may stand there by now: losing it costs a miss.
+            context.tlb[usize::from(filled.user)].clear(filled.index());
         }
         self.flush_code(|_, global| !global);
     }
@@ -86,9 +105,7 @@ impl Translator {
         let context = self.context.get_mut();
         let index = Context::index(page);
         for view in &mut context.tlb {
-            if view[index].page & !1 == page {
-                view[index] = empty(index);
-            }
+            view.clear(index);
         }
         if self.filled.code.marked(page >> 12) {
             self.flush_code(|at, _| at == page);
@@ -118,10 +135,10 @@ impl Translator {
     /// Takes the right to write from the entries of a host page, which now holds translated code.
     fn protect(&mut self, host: u64) {
         let context = self.context.get_mut();
-        for &(index, user) in self.filled.local.iter().chain(&self.filled.global) {
-            let entry = &mut context.tlb[usize::from(user)][index as usize];
-            if (entry.page & !1).wrapping_add(entry.delta) == host {
-                entry.minus_write = empty(index as usize).minus_write;
+        for filled in self.filled.local.iter().chain(&self.filled.global) {
+            let (view, index) = (&mut context.tlb[usize::from(filled.user)], filled.index());
+            if view.delta[index].wrapping_sub(view.minus_write[index]) == host {
+                view.minus_write[index] = empty(index);
             }
         }
     }
@@ -166,23 +183,22 @@ impl Translator {
         }
         let Some(entry) = found else { return false };
         let page = linear & !0xfff;
+        if self.filled.local.len() + self.filled.global.len() > 4 * TLB_SIZE {
+            // Entries that took each other's place again and again: start over.
+            self.flush_all();
+        }
         let delta = (cpu.memory.host_base() as u64 + entry.host).wrapping_sub(page);
         let index = Context::index(linear);
         let none = empty(index);
-        let tag = |tag: u64, none: u64| if tag == page { page.wrapping_neg() } else { none };
+        let tag = |tag: u64| if tag == page { page.wrapping_neg() } else { none };
         let context = self.context.get_mut();
-        let slot = &mut context.tlb[usize::from(cpu.user_view)][index];
-        // Those that were filled before are in a list already, but perhaps not in the right one.
-        let list = if entry.global { &mut self.filled.global } else { &mut self.filled.local };
-        if slot.delta == 0 || slot.page & 1 != u64::from(entry.global) {
-            list.push((index as u32, cpu.user_view));
+        let view = &mut context.tlb[usize::from(cpu.user_view)];
+        let (read, write) = (tag(entry.read), tag(entry.write));
+        if view.minus_read[index] != read {
+            let list = if entry.global { &mut self.filled.global } else { &mut self.filled.local };
+            list.push(FilledEntry { page: page >> 12, user: cpu.user_view });
         }
-        *slot = Entry {
-            minus_read: tag(entry.read, none.minus_read),
-            minus_write: tag(entry.write, none.minus_write),
-            delta,
-            page: page | u64::from(entry.global),
-        };
+        (view.minus_read[index], view.minus_write[index], view.delta[index]) = (read, write, delta);
         if stack {
             if entry.write != page {
                 return false;
