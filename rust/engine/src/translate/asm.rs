@@ -275,6 +275,20 @@ impl Asm {
         self.emit(&Encoding { vex: Some(vex), ..plain });
     }
 
+    /// `sarx to, from, count`, 64 bits: BMI2, leaves flags alone.
+    pub fn sarx(&mut self, to: u8, from: u8, count: u8) {
+        let vex = Vex { vvvv: count, l: false, pp: 2 };
+        let plain = Encoding::new(Escape::M0f38, 0xf7, true, to, Rm::Reg(from));
+        self.emit(&Encoding { vex: Some(vex), ..plain });
+    }
+
+    /// `shlx to, from, count`, 64 bits: BMI2, leaves flags alone.
+    pub fn shlx(&mut self, to: u8, from: u8, count: u8) {
+        let vex = Vex { vvvv: count, l: false, pp: 1 };
+        let plain = Encoding::new(Escape::M0f38, 0xf7, true, to, Rm::Reg(from));
+        self.emit(&Encoding { vex: Some(vex), ..plain });
+    }
+
     /// `pdep to, from, [mask]`, 64 bits: BMI2, leaves flags alone.
     pub fn pdep(&mut self, to: u8, from: u8, mask: Address) {
         let vex = Vex { vvvv: from, l: false, pp: 3 };

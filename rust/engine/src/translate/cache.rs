@@ -159,7 +159,6 @@ impl Context {
         self.aligned_mask = !0xff0;
         self.slot_mask = !0xff8;
         self.trips.fill(u64::from(super::loops::FIRST_TRIP));
-        self.jump_mask = (super::context::JUMPS - 1) as u64;
         self.budget = BUDGET_BIAS;
         self.arithmetic_mask = crate::state::flags::ARITHMETIC;
         for view in &mut self.tlb {

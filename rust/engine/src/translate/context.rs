@@ -8,7 +8,7 @@ use super::asm::{Address, RSP, at};
 /// Entries of the TLB in each privilege view.
 pub const TLB_SIZE: usize = 1 << 16;
 /// Slots of the table of indirect targets in each view.
-pub const JUMPS: usize = 1 << 13;
+pub const JUMPS: usize = 1 << 16;
 /// Slots that say whether a page of code is where links into it expect it; number 0 is never set.
 pub const PAIRS: usize = 1 << 14;
 /// Slots for page offsets that several accesses of a unit share.
@@ -61,8 +61,6 @@ pub struct Context {
     pub vector: u64,
     pub fs_base: u64,
     pub gs_base: u64,
-    /// Address bits that choose the slot of an indirect target.
-    pub jump_mask: u64,
     /// Which exit was taken.
     pub exit: u64,
     /// Address bits above a page and below 16, for operands that must be aligned.
@@ -79,6 +77,12 @@ pub struct Context {
     /// Bits of the host's RFLAGS that are the guest's: the arithmetic ones.
     pub arithmetic_mask: u64,
     pub kernel_gs_base: u64,
+    /// Not zero while DF is set.
+    pub direction: u64,
+    /// CR0, CR2, CR3 and CR4 for reading, by number.
+    pub control: [u64; 5],
+    /// Selectors of ES, CS, SS, DS, FS and GS for reading.
+    pub selectors: [u64; 6],
 
     /// Stack pointer of the caller in Rust.
     pub host_rsp: u64,

@@ -114,6 +114,15 @@ impl Emitter<'_> {
                 self.swapgs();
                 Ok(())
             }
+            Plan::Cld => {
+                self.leave_if_set(f, field!(direction));
+                Ok(())
+            }
+            Plan::ReadControl | Plan::ReadSelector => {
+                self.read_system(f);
+                Ok(())
+            }
+            Plan::BitString => self.bit_string(f),
             Plan::Pushf => self.pushf(f),
             _ => Err(Untranslatable),
         }
@@ -463,11 +472,21 @@ impl Emitter<'_> {
     fn probe(&mut self, f: &Fetched<'_>, access: Access, below: i32) -> Address {
         let retry = self.asm.here();
         self.effective_address(f, below);
+        self.segment_base(f);
+        self.check(f, retry, access)
+    }
+
+    /// Adds the base of FS or GS to R10, if the operand has it. Uses RCX.
+    fn segment_base(&mut self, f: &Fetched<'_>) {
         if let Some(seg) = plan::own_base(&f.insn) {
             let base = if seg == trapgate_x86::insn::Seg::Fs { field!(fs_base) } else { field!(gs_base) };
             self.asm.load(RCX, base);
             self.asm.lea(R10, indexed(R10, RCX, 0, 0));
         }
+    }
+
+    /// Looks for the page of the linear address in R10 and leaves its delta in R11. Uses RCX.
+    fn check(&mut self, f: &Fetched<'_>, retry: u64, access: Access) -> Address {
         let view = tlb_offset(self.user);
         let tag = if access.write { MINUS_WRITE } else { MINUS_READ };
         self.asm.shrx(R11, R10, super::asm::RSP);
@@ -568,10 +587,8 @@ impl Emitter<'_> {
                 self.asm.emit(&Encoding { imm: &imm, ..plain });
             }
             Operand::Mem { .. } => {
-                let from = self.operand_address(f, 8);
-                self.asm.load(R10, from);
-                // A miss here starts the whole instruction again.
-                self.stack_after_load(f, sp);
+                let retry = self.load_target(f);
+                self.stack_after_load(f, sp, retry);
                 self.asm.store(to, R10);
             }
             _ => return Err(Untranslatable),
@@ -580,16 +597,22 @@ impl Emitter<'_> {
         Ok(())
     }
 
-    /// As [`Self::stack`] for the slot below the stack pointer, where R10 holds a value: if the page is not at hand the
-    /// interpreter runs the instruction.
-    pub fn stack_after_load(&mut self, f: &Fetched<'_>, sp: u8) {
+    /// As [`Self::stack`] for the slot below the stack pointer, where R10 holds what was loaded by code from `retry` on: if
+    /// the page is not at hand all of it starts again.
+    pub fn stack_after_load(&mut self, f: &Fetched<'_>, sp: u8, retry: u64) {
         self.asm.load(RCX, field!(minus_stack));
         self.asm.lea(RCX, indexed(RCX, sp, 0, -8));
         self.asm.pext(RCX, RCX, field!(slot_mask));
-        self.asm.jrcxz(5);
-        let jump = self.asm.jmp_later();
-        let exit = self.interpret(f);
-        self.cold.push(Cold::Leave { jump, exit });
+        if self.member(f).is_some_and(|(_, group)| group.stack) {
+            // The operand is on the stack as well, perhaps on another page: only one of them can be at hand.
+            self.asm.jrcxz(5);
+            let jump = self.asm.jmp_later();
+            let exit = self.interpret(f);
+            self.cold.push(Cold::Leave { jump, exit });
+        } else {
+            let access = Access { size: 8, write: true, aligned: false, stack: true, group: false };
+            self.missing(f, retry, access, Some((sp, -8)));
+        }
         self.asm.load(R11, field!(stack_delta));
     }
 
@@ -615,10 +638,12 @@ impl Emitter<'_> {
         self.asm.load(bp, indexed(bp, R11, 0, 0));
     }
 
-    /// The value of the memory operand of an indirect branch, in R10.
-    pub fn load_target(&mut self, f: &Fetched<'_>) {
+    /// The value of the memory operand of a push or an indirect branch, in R10; gives where its code begins.
+    pub fn load_target(&mut self, f: &Fetched<'_>) -> u64 {
+        let start = self.asm.here();
         let from = self.operand_address(f, 8);
         self.asm.load(R10, from);
+        start
     }
 
     /// A guest register's value in R10.
@@ -644,6 +669,79 @@ impl Emitter<'_> {
         let jump = self.asm.jmp_later();
         let exit = self.interpret(f);
         self.cold.push(Cold::Leave { jump, exit });
+    }
+
+    /// Lets the interpreter run the instruction unless a field is zero.
+    fn leave_if_set(&mut self, f: &Fetched<'_>, value: Address) {
+        self.asm.load(RCX, value);
+        self.asm.jrcxz(5);
+        let jump = self.asm.jmp_later();
+        let exit = self.interpret(f);
+        self.cold.push(Cold::Leave { jump, exit });
+    }
+
+    /// MOV from a control or segment register.
+    fn read_system(&mut self, f: &Fetched<'_>) {
+        let Operand::Gpr { reg, size } = f.insn.operands[0] else { return };
+        let from = match f.insn.operands[1] {
+            Operand::Cr(n) => (std::mem::offset_of!(super::context::Context, control), usize::from(n)),
+            Operand::Seg(seg) => (std::mem::offset_of!(super::context::Context, selectors), seg as usize),
+            _ => return,
+        };
+        self.asm.load(RCX, super::context::at_offset(from.0 + 8 * from.1));
+        match (place(reg), size) {
+            (Place::Host(host), 2) => {
+                let plain = Encoding::new(Escape::None, 0x89, false, RCX, Rm::Reg(host));
+                self.asm.emit(&Encoding { opsize: true, ..plain });
+            }
+            (Place::Slot(n), 2) => {
+                let plain = Encoding::new(Escape::None, 0x89, false, RCX, Rm::Mem(slot(n)));
+                self.asm.emit(&Encoding { opsize: true, ..plain });
+            }
+            (Place::Host(host), _) => self.asm.mov(host, RCX),
+            (Place::Slot(n), _) => self.asm.store(slot(n), RCX),
+        }
+    }
+
+    /// BT and its kin on a bit of memory that a register counts from the operand's address on.
+    fn bit_string(&mut self, f: &Fetched<'_>) -> Result<(), Untranslatable> {
+        let insn = &f.insn;
+        let (Operand::Gpr { reg, .. }, true) = (insn.operands[1], insn.opsize >= 4) else {
+            return Err(Untranslatable);
+        };
+        let wide = insn.opsize == 8;
+        let access = Access {
+            size: u16::from(insn.opsize),
+            write: plan::writes_memory(insn),
+            aligned: false,
+            stack: false,
+            group: false,
+        };
+        let retry = self.asm.here();
+        self.effective_address(f, 0);
+        // The bit's word: a signed number of whole words from the address.
+        let bit = self.borrow(place(reg), R11);
+        if wide {
+            self.asm.constant(RCX, 6);
+            self.asm.sarx(RCX, bit, RCX);
+            self.asm.lea(R10, indexed(R10, RCX, 3, 0));
+        } else {
+            self.asm.emit(&Encoding::new(Escape::None, 0x63, true, RCX, Rm::Reg(bit))); // movsxd
+            self.asm.constant(R11, 5);
+            self.asm.sarx(RCX, RCX, R11);
+            self.asm.lea(R10, indexed(R10, RCX, 2, 0));
+        }
+        self.segment_base(f);
+        self.check(f, retry, access);
+        // The bit in its word.
+        let bit = self.borrow(place(reg), RCX);
+        self.asm.lea(R10, indexed(R10, R11, 0, 0));
+        self.asm.constant(R11, if wide { 58 } else { 59 });
+        self.asm.shlx(RCX, bit, R11);
+        self.asm.shrx(RCX, RCX, R11);
+        let plain = Encoding::new(Escape::M0f, f.layout.opcode, wide, RCX, Rm::Mem(at(R10, 0)));
+        self.asm.emit(&Encoding { lock: f.layout.prefixes.contains(Prefixes::LOCK), ..plain });
+        Ok(())
     }
 
     fn set_interrupts(&mut self, on: bool) {

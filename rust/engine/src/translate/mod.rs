@@ -70,6 +70,8 @@ pub struct Translator {
     nowhere: u64,
     /// Privilege view and page tables' state that the context was last used with.
     user: bool,
+    /// Tag and delta of the stack's page in the view that is not in use.
+    other_stack: (u64, u64),
     hooks: u32,
     options: TranslateOptions,
     /// Counters for the statistics.
@@ -124,6 +126,7 @@ impl Translator {
             filled: Filled::default(),
             nowhere: 1 << 62 | secret & 0x0fff_ffff_ffff_f000,
             user: false,
+            other_stack: (0, 0),
             hooks: 0,
             options,
             stats: TranslatorStats::default(),
@@ -185,7 +188,9 @@ impl Translator {
         self.follow_writes(cpu);
         if self.user != cpu.user_view {
             self.user = cpu.user_view;
-            self.forget_stack();
+            let context = self.context.get_mut();
+            let other = std::mem::replace(&mut self.other_stack, (context.minus_stack, context.stack_delta));
+            (context.minus_stack, context.stack_delta) = other;
         }
         let context = self.context.get_mut();
         // Vector registers that were lent when the budget ran out were never used, and may have changed since.
@@ -196,6 +201,11 @@ impl Translator {
         context.other_flags = cpu.flags.other() & !(rflags::IF | rflags::RF | rflags::VM) | 2;
         context.interrupts = u64::from(cpu.flags.is_set(rflags::IF));
         context.quiet = u64::from(!cpu.interrupt_waiting);
+        context.direction = u64::from(cpu.flags.is_set(rflags::DF));
+        context.control = [cpu.cr0, 0, cpu.cr2, cpu.cr3, cpu.cr4];
+        for (place, segment) in context.selectors.iter_mut().zip(&cpu.seg) {
+            *place = u64::from(segment.selector);
+        }
     }
 
     /// Runs from a cache address until the code leaves, and acts on how it left. `None`: go on.

@@ -155,7 +155,8 @@ impl Translator {
     /// The page of a key, entered if it is new, its units checked if it was written.
     fn page(&mut self, cpu: &mut Vcpu, key: Key) -> u32 {
         if let Some(&page) = self.pages.index.get(&key) {
-            if cpu.memory.code_state(key.host) != self.pages.all[page as usize].state {
+            let state = self.pages.all[page as usize].state;
+            if state & 1 == 0 || cpu.memory.code_state(key.host) != state {
                 self.check(cpu, page as usize);
             }
             if !self.pages.full {
@@ -222,8 +223,16 @@ impl Translator {
         }
         self.pages.writes = writes;
         for page in 0..self.pages.all.len() {
-            let known = &self.pages.all[page];
-            if cpu.memory.code_state(known.key.host) != known.state {
+            let known = &mut self.pages.all[page];
+            let state = cpu.memory.code_state(known.key.host);
+            if state == known.state {
+                continue;
+            }
+            if known.units.values().all(Option::is_none) {
+                // Nothing is left of the code that was here: the page is data, and its writes need not be seen.
+                known.units.clear();
+                known.state = state;
+            } else {
                 self.check(cpu, page);
             }
         }

@@ -23,6 +23,13 @@ pub enum Plan {
     Sti,
     Swapgs,
     Pushf,
+    Cld,
+    /// MOV from CR0, CR2, CR3 or CR4.
+    ReadControl,
+    /// MOV from a segment register to a general one.
+    ReadSelector,
+    /// BT, BTS, BTR and BTC on a string of bits in memory.
+    BitString,
     Jump,
     Branch,
     Call,
@@ -33,6 +40,14 @@ pub enum Plan {
 
 /// The plan for an instruction in 64-bit mode.
 pub fn plan(insn: &Insn, user: bool) -> Plan {
+    let read = matches!(insn.operands[0], Operand::Gpr { .. });
+    match insn.op {
+        Op::MovCr if read && !user && matches!(insn.operands[1], Operand::Cr(0 | 2 | 3 | 4)) => {
+            return Plan::ReadControl;
+        }
+        Op::Mov if read && matches!(insn.operands[1], Operand::Seg(_)) => return Plan::ReadSelector,
+        _ => {}
+    }
     let high = insn.operands.iter().any(|operand| matches!(operand, Operand::High { .. }));
     let special = insn.operands.iter().any(|operand| {
         matches!(
@@ -64,6 +79,14 @@ pub fn plan(insn: &Insn, user: bool) -> Plan {
         Op::Sti if !user => Plan::Sti,
         Op::Swapgs if !user => Plan::Swapgs,
         Op::Pushf if insn.opsize == 8 => Plan::Pushf,
+        Op::Cld => Plan::Cld,
+        Op::Bt | Op::Bts | Op::Btr | Op::Btc
+            if insn.opsize >= 4
+                && matches!(insn.operands[0], Operand::Mem { .. })
+                && matches!(insn.operands[1], Operand::Gpr { .. }) =>
+        {
+            Plan::BitString
+        }
         Op::Jmp => Plan::Jump,
         Op::Jcc => Plan::Branch,
         Op::Call if insn.opsize == 8 => Plan::Call,

@@ -151,6 +151,7 @@ impl Translator {
         context.minus_stack = page.wrapping_neg();
         let pit = &raw const context.pit as u64;
         context.stack_delta = pit.wrapping_sub(page);
+        self.other_stack = (context.minus_stack, context.stack_delta);
     }
 
     /// Finds the page of an access for translated code; whether the access can be made now.

@@ -251,7 +251,9 @@ impl Flow<'_> {
     fn indirect_target(&mut self, f: &Fetched<'_>) {
         match f.insn.operands[0] {
             Operand::Gpr { reg, .. } => self.emitter.read_target(reg),
-            _ => self.emitter.load_target(f),
+            _ => {
+                self.emitter.load_target(f);
+            }
         }
     }
 
@@ -259,8 +261,8 @@ impl Flow<'_> {
         let Place::Host(sp) = place(4) else { return };
         match f.insn.operands[0] {
             Operand::Mem { .. } => {
-                self.emitter.load_target(f);
-                self.emitter.stack_after_load(f, sp);
+                let retry = self.emitter.load_target(f);
+                self.emitter.stack_after_load(f, sp, retry);
             }
             Operand::Gpr { reg, .. } => {
                 self.emitter.stack(f, sp, -8, true);
@@ -410,7 +412,7 @@ impl Flow<'_> {
         self.emitter.asm.store_constant32(field!(exit), exit);
         let used_up = self.charge(f.done + 1);
         let asm = &mut *self.emitter.asm;
-        asm.pext(R11, R10, field!(jump_mask));
+        asm.low_word(R11, R10);
         asm.jmp_mem(indexed(RSP, R11, 3, jumps_offset(self.emitter.user)));
         asm.bind(used_up);
         asm.jmp(self.thunks.exit);
