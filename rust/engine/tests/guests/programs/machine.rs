@@ -76,6 +76,9 @@ pub fn machine(seed: u64, text: &Text) -> Guest {
 }
 
 fn map(g: &mut Guest, noise: &mut Noise) {
+    for page in 0..DATA_PAGES {
+        g.map(BEYOND + DATA + page * 0x1000, OTHERS + page * 0x1000, P | W | U | NX);
+    }
     // The page table of the 2 MiB that all of this is in, and another root with another one.
     let [old_pdpt, old_pd] = [g.entry_at(DATA, 3) & !0xfff, g.entry_at(DATA, 2) & !0xfff];
     let old_table = g.entry_at(DATA, 1) & !0xfff;
@@ -125,6 +128,7 @@ fn map(g: &mut Guest, noise: &mut Noise) {
         g.map(STACKS + page as u64 * 0x1000, gpa, P | write | U | NX);
     }
     g.map(FUNCTION, FUNCTION + 0x1000, P | W | U);
+    g.map(WRITTEN_ALIAS, WRITTEN, P | W | U);
     g.poke(TABLE_B, &g.peek(TABLE_A, 0x1000));
     g.put(pd + 8 * (DATA >> 21 & 511), TABLE_B | P | W | U);
     // In the other root data pages lie elsewhere.

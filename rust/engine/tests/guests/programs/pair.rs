@@ -170,13 +170,15 @@ fn run(
 /// What a program may change, by page and number of pages: all of it, and the data alone.
 const WHOLE: &[(u64, u64)] = &[
     (0, 0xd),
-    (ROOT_A, 8),
+    (ROOT_A, 16),
     (ROOT_B, 5),
     (CODE, 8),
     (DATA, DATA_PAGES),
     (FUNCTION, 3),
     (KEPT, 3),
     (STACKS, 4),
+    (WRITTEN, 1),
+    (OTHERS, DATA_PAGES),
 ];
 const DATA_PARTS: &[(u64, u64)] = &[(DATA, DATA_PAGES), (KEPT, 1), (STACKS, 4)];
 
