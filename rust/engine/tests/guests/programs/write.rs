@@ -828,7 +828,12 @@ impl Writer {
         let cell = self.cell() as u32;
         let again = self.label();
         self.bind(again);
-        self.call_page(FUNCTION);
+        if self.one_in(2) {
+            self.call_page(FUNCTION);
+        } else {
+            self.constant(3, FUNCTION);
+            self.insn(&[0xff, 0xd3]);
+        }
         if self.one_in(3) {
             self.insn(&[0x0f, 0x20, 0xd8]);
             let pcid = self.pick(&[0, 3]);
@@ -909,7 +914,18 @@ impl Writer {
     // ---- the system ----
 
     fn ring(&mut self) {
-        match self.below(6) {
+        match self.below(7) {
+            6 => {
+                // The same stack in both rings, wherever it is.
+                let page = self.below(DATA_PAGES);
+                self.constant(4, DATA + page * 0x1000 + 0x800);
+                for _ in 0..2 {
+                    self.insn(&[0x50]);
+                    self.insn(&[0x50]);
+                    self.insn(&[0xcd, SWITCH]);
+                }
+                self.insn(&[0x58]);
+            }
             0 | 1 => self.insn(&[0xcd, SWITCH]),
             2 => self.insn(&[0x0f, 0x05]),
             3 => self.insn(&[0xcd, COUNT]),
