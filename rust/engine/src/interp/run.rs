@@ -146,6 +146,10 @@ impl Engine {
                     Next::Look => continue,
                     Next::Interpret => most = 1,
                     Next::Exit(exit) => return exit,
+                    Next::Fault => match beyond(cpu) {
+                        Step::Exit(exit) => return exit,
+                        Step::Done => continue,
+                    },
                 }
             }
             let step = match self.cache.find(cpu) {
@@ -211,7 +215,7 @@ fn inside(cpu: &Vcpu, block: &Block, most: u64) -> u64 {
     most.min(block.uops.iter().take_while(|uop| u64::from(uop.next) <= room).count() as u64)
 }
 
-/// The next instruction does not lie inside the code segment: #GP(0).
+/// The next instruction does not lie inside the code segment, or leads out of the canonical addresses: #GP(0).
 #[cold]
 fn beyond(cpu: &mut Vcpu) -> Step {
     let rip = cpu.rip;

@@ -104,6 +104,8 @@ pub enum Next {
     Interpret,
     /// Return to the caller.
     Exit(crate::exit::Exit),
+    /// The branch at RIP led to no canonical address: #GP(0).
+    Fault,
 }
 
 impl Translator {
@@ -170,6 +172,11 @@ impl Translator {
                 self.stats.interpreted += 1;
                 return Next::Interpret;
             };
+            if !self.is_current(cpu) {
+                // The walk for the unit's own page has set a flag in another page of code.
+                self.follow_writes(cpu);
+                continue;
+            }
             match self.enter(cpu, target, &mut left) {
                 Some(next) => return next,
                 None if left == 0 => return Next::Look,
@@ -319,11 +326,12 @@ impl Translator {
     /// An indirect branch has computed its target.
     fn arrive(&mut self, cpu: &mut Vcpu, rip: u64, undo: i32, target: u64) -> Option<Next> {
         if !canonical(target) {
-            // The fault belongs to the branch: take it back, the interpreter runs it and raises it.
+            // The fault belongs to the branch. It is taken back but not run again: the return address that a call has
+            // written may lie over its target.
             cpu.regs[4] = cpu.regs[4].wrapping_sub(i64::from(undo) as u64);
             cpu.count = cpu.count.wrapping_sub(1);
             cpu.rip = rip;
-            return Some(Next::Interpret);
+            return Some(Next::Fault);
         }
         cpu.rip = target;
         if self.options.link {
@@ -356,7 +364,12 @@ impl Translator {
         self.stats.misses += 1;
         let exit = self.context.get().exit as u32;
         match self.exits.get(exit) {
-            Some(Exit::Miss { retry, access, .. }) if self.fill(cpu, linear, access) => retry,
+            // A walk that has set a flag in a page of code: no unit may run before it was looked at.
+            Some(Exit::Miss { retry, access, .. })
+                if self.fill(cpu, linear, access) && self.is_current(cpu) =>
+            {
+                retry
+            }
             _ => self.thunks.exit,
         }
     }

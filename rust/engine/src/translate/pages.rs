@@ -215,6 +215,11 @@ impl Translator {
         Some(found)
     }
 
+    /// Whether no page of code was written since they were last looked at.
+    pub(super) fn is_current(&self, cpu: &Vcpu) -> bool {
+        cpu.memory.code_writes() == self.pages.writes
+    }
+
     /// Looks at the pages that were written since the last time.
     pub(super) fn follow_writes(&mut self, cpu: &mut Vcpu) {
         let writes = cpu.memory.code_writes();

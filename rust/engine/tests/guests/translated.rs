@@ -14,6 +14,14 @@ fn guest() -> Guest {
     g
 }
 
+/// Runs a test on both engines.
+fn both(test: impl Fn(Guest)) {
+    let mut interpreter = Guest::long();
+    interpreter.engine.set_translate(None);
+    test(interpreter);
+    test(guest());
+}
+
 #[test]
 fn vector_registers_that_were_lent_as_the_budget_ran_out_are_not_kept() {
     for more in 40..70 {
@@ -36,4 +44,55 @@ fn vector_registers_that_were_lent_as_the_budget_ran_out_are_not_kept() {
         g.expect_halt();
         assert_eq!(g.cpu().vector().xmm[1], 7, "stopped after {more} more");
     }
+}
+
+#[test]
+fn a_call_that_overwrites_its_own_target_is_not_made_again() {
+    // The target is not canonical, which is found when the return address has been written over it.
+    both(|mut g| {
+        let code = g.program(|a| {
+            a.push(rbx)?;
+            a.push(rbx)?;
+            a.pop(rbx)?;
+            a.mov(rax, 0x8000_0000_0000_0000u64)?;
+            a.mov(qword_ptr(rsp - 8), rax)?;
+            a.call(qword_ptr(rsp - 8))?;
+            a.hlt()
+        });
+        let e = g.expect(13);
+        assert_eq!((e.error, e.rip, e.count, e.rsp), (Some(0), code.at(5), 5, STACK - 8));
+    });
+}
+
+#[test]
+fn code_that_a_page_walk_changes_is_run_as_it_is_then() {
+    // A page table with a function in it: MOV AL, the low byte of an entry; JMP; RET. The access to the entry's page sets its
+    // accessed flag.
+    const TABLE: u64 = DATA + 0x1_0000;
+    const AREA: u64 = 0x60_0000;
+    const ENTRY: u64 = 64;
+    both(|mut g| {
+        g.put(g.entry_at(AREA, 2), TABLE | P | W | U);
+        g.map(TABLE, TABLE, P | W);
+        g.put::<u8>(TABLE + 8 * ENTRY - 1, 0xb0);
+        // G, two bits for software and the frame's low digit make EB, the next digits the distance.
+        g.put::<u64>(TABLE + 8 * ENTRY, 0x0020_eb00 | P | W);
+        g.put::<u8>(TABLE + 8 * ENTRY + 3 + 0x20, 0xc3);
+        g.program(|a| {
+            let mut again = a.create_label();
+            a.mov(rdx, TABLE + 8 * ENTRY - 1)?;
+            a.mov(rsi, AREA + ENTRY * 0x1000)?;
+            a.mov(ecx, 5)?;
+            a.set_label(&mut again)?;
+            a.call(rdx)?;
+            a.dec(ecx)?;
+            a.jnz(again)?;
+            a.mov(ebx, eax)?;
+            a.mov(rdi, qword_ptr(rsi))?;
+            a.call(rdx)?;
+            a.hlt()
+        });
+        g.expect_halt();
+        assert_eq!((g.reg(RBX) as u8, g.reg(RAX) as u8), (0x03, 0x23));
+    });
 }

@@ -8,8 +8,7 @@ use trapgate_x86::regs::{cr0, cr4, rflags};
 use super::place::*;
 use super::write::Text;
 use crate::common::{
-    CODE32, CODE64, DATA0, DATA3, DEVICE, G, Gate, Guest, Line, NX, Noise, P, RAM, ROM, U, USER32, USER64, W,
-    pushes_error,
+    CODE64, DATA0, DATA3, DEVICE, G, Gate, Guest, Line, NX, Noise, P, ROM, U, USER32, USER64, W, pushes_error,
 };
 
 const HANDLERS: u64 = 0xb000;
@@ -76,6 +75,9 @@ pub fn machine(seed: u64, text: &Text) -> Guest {
 }
 
 fn map(g: &mut Guest, noise: &mut Noise) {
+    for page in 0..DATA_PAGES {
+        g.map(BEYOND + DATA + page * 0x1000, OTHERS + page * 0x1000, P | W | U | NX);
+    }
     // The page table of the 2 MiB that all of this is in, and another root with another one.
     let [old_pdpt, old_pd] = [g.entry_at(DATA, 3) & !0xfff, g.entry_at(DATA, 2) & !0xfff];
     let old_table = g.entry_at(DATA, 1) & !0xfff;
@@ -125,6 +127,7 @@ fn map(g: &mut Guest, noise: &mut Noise) {
         g.map(STACKS + page as u64 * 0x1000, gpa, P | write | U | NX);
     }
     g.map(FUNCTION, FUNCTION + 0x1000, P | W | U);
+    g.map(WRITTEN_ALIAS, WRITTEN, P | W | U);
     g.poke(TABLE_B, &g.peek(TABLE_A, 0x1000));
     g.put(pd + 8 * (DATA >> 21 & 511), TABLE_B | P | W | U);
     // In the other root data pages lie elsewhere.
@@ -136,8 +139,7 @@ fn map(g: &mut Guest, noise: &mut Noise) {
             g.put(at(page + DATA_PAGES / 2), one);
         }
     }
-    g.put(TABLE_B + 8 * (FUNCTION >> 12 & 511), FUNCTION + 0x2000 | P | W | U);
-    assert!(RAM > FUNCTION);
+    g.put(TABLE_B + 8 * (FUNCTION >> 12 & 511), (FUNCTION + 0x2000) | P | W | U);
 }
 
 /// The two functions: alike but for what they add.
@@ -154,7 +156,7 @@ fn functions(g: &mut Guest) {
 }
 
 fn handlers(g: &mut Guest) {
-    let mut install = |g: &mut Guest, vector: u8, offset: u64, ist: u8, dpl: u8| {
+    let install = |g: &mut Guest, vector: u8, offset: u64, ist: u8, dpl: u8| {
         let access = 0x8e | dpl << 5;
         g.set_gate(vector, Gate { ist, access, ..Gate::interrupt(HANDLERS + offset) });
     };
@@ -248,5 +250,4 @@ fn handlers(g: &mut Guest) {
         a.inc(qword_ptr(COUNTERS + 16))?;
         a.sysretq()
     });
-    let _ = CODE32;
 }

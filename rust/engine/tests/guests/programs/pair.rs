@@ -170,13 +170,15 @@ fn run(
 /// What a program may change, by page and number of pages: all of it, and the data alone.
 const WHOLE: &[(u64, u64)] = &[
     (0, 0xd),
-    (ROOT_A, 8),
+    (ROOT_A, 16),
     (ROOT_B, 5),
     (CODE, 8),
     (DATA, DATA_PAGES),
     (FUNCTION, 3),
     (KEPT, 3),
     (STACKS, 4),
+    (WRITTEN, 1),
+    (OTHERS, DATA_PAGES),
 ];
 const DATA_PARTS: &[(u64, u64)] = &[(DATA, DATA_PAGES), (KEPT, 1), (STACKS, 4)];
 
@@ -283,7 +285,6 @@ fn is_valid(list: &[Option<Piece>], seed: u64) -> bool {
     let mut g = machine(seed, &text);
     g.engine.set_translate(None);
     let mut unknown = 0;
-    let mut saved = 0;
     while g.count() < LONGEST {
         let (rip, count) = (g.rip(), g.count());
         let code = |rip: u64| (CODE..CODE + 0x8000).contains(&rip);
@@ -308,11 +309,9 @@ fn is_valid(list: &[Option<Piece>], seed: u64) -> bool {
                 continue;
             }
         }
-        let inside = rip < HANDLERS_END;
         if g.step() != Exit::Budget {
             return true;
         }
-        let _ = (inside, &mut saved);
     }
     true
 }
@@ -336,38 +335,33 @@ fn narrow(mut list: Vec<Option<Piece>>, mut plan: Plan, variant: Variant) -> Str
         }
         size /= 2;
     }
-    for hooks in [false] {
-        let other = Plan { hooks, ..plan.clone() };
-        if differs(&list, &other).is_some() {
-            plan = other;
-        }
-    }
-    // As few stops as will do: the last one is found by halving.
-    for stops in [vec![LONGEST]] {
-        let other = Plan { stops, ..plan.clone() };
+    // Without hooks and with one stop at the end, if that will do.
+    for other in
+        [Plan { hooks: false, ..plan.clone() }, Plan { hooks: false, stops: vec![LONGEST], ..plan.clone() }]
+    {
         if differs(&list, &other).is_some() {
             plan = other;
         }
     }
     let (good, found) = differs(&list, &plan).expect("it differed before");
-    let mut out = format!(
-        "{found}\n(interpreter / translator, equal after {good}, stops {:?}, hooks {})\n",
-        plan.stops, plan.hooks
-    );
+    let mut out = format!("{found}\n(interpreter / translator, equal after {good}");
     if plan.stops == [LONGEST] {
+        out.push_str(")\n");
+        // The earliest stop that differs, found by halving.
+        let stop = |at: u64| differs(&list, &Plan { stops: vec![at], ..plan.clone() });
         let (mut low, mut high) = (0, LONGEST);
         while high - low > 1 {
             let middle = low + (high - low) / 2;
-            // Behind the stop there must be room for units.
-            if differs(&list, &Plan { stops: vec![middle], ..plan.clone() }).is_some() {
-                high = middle
-            } else {
-                low = middle
-            }
+            if stop(middle).is_some() { high = middle } else { low = middle }
         }
-        if let Some((_, found)) = differs(&list, &Plan { stops: vec![high], ..plan.clone() }) {
-            let _ = writeln!(out, "a stop at {high} is the first that differs: {found}");
+        if let Some((_, found)) = stop(high) {
+            let mut g = machine(plan.seed, &write(&list, features()));
+            g.engine.set_translate(None);
+            g.run_until(high - 1);
+            let _ = writeln!(out, "it begins at {:#x}, after {} instructions: {found}", g.rip(), high - 1);
         }
+    } else {
+        let _ = writeln!(out, ", with hooks: {}, stops {:?})", plan.hooks, plan.stops);
     }
     let text = write(&list, features());
     let mut at = 0;
@@ -381,9 +375,7 @@ fn narrow(mut list: Vec<Option<Piece>>, mut plan: Plan, variant: Variant) -> Str
         let _ = writeln!(out, "{rip:#x} {:02x?} {}", &bytes[..len.min(15)], line.unwrap_or_default());
         at += len;
     }
-    let mut g = machine(plan.seed, &text);
-    let _ = writeln!(out, "at first: {:x?}, CPL {}", g.cpu().save().regs, g.cpu().cpl);
-    // The last steps of the interpreter before the difference.
-    g.engine.set_translate(None);
+    let g = machine(plan.seed, &text);
+    let _ = writeln!(out, "at first CPL {}, registers {:x?}", g.engine.cpu.cpl, &g.engine.cpu.regs[..16]);
     out
 }

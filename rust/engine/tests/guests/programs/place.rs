@@ -10,6 +10,12 @@ pub const DATA: u64 = 0x20_0000;
 pub const DATA_PAGES: u64 = 16;
 /// A function of which there are two, in the pages behind it.
 pub const FUNCTION: u64 = 0x22_0000;
+/// A page that programs write code to, and the same page by another name.
+pub const WRITTEN: u64 = 0x25_0000;
+pub const WRITTEN_ALIAS: u64 = 0x25_1000;
+/// Other pages at the addresses of the data plus 4 GiB, for those whose upper half is to be ignored.
+pub const BEYOND: u64 = 1 << 32;
+pub const OTHERS: u64 = 0x26_0000;
 /// What the handlers and the programs keep for themselves: where to go on after a fault, counters, how pages are mended.
 pub const KEPT: u64 = 0x23_0000;
 pub const RECOVER: u64 = KEPT;

@@ -231,6 +231,7 @@ impl Writer {
             Kind::Function => self.function(),
             Kind::Jump => self.jump(),
             Kind::Stack => self.stack(),
+            Kind::Patch if self.one_in(2) => self.written(),
             Kind::Patch => self.patch(),
             Kind::Ring => self.ring(),
             Kind::Pages => self.pages(),
@@ -440,7 +441,11 @@ impl Writer {
             1 => i64::from(self.noise.next() as i8),
             _ => i64::from(self.noise.next() as i32 >> self.below(24)),
         };
-        let garbage = if narrow { self.noise.next() << 32 } else { 0 };
+        let garbage = match (narrow, self.below(2)) {
+            (true, 0) => BEYOND,
+            (true, _) => self.noise.next() << 32,
+            _ => 0,
+        };
         let mut disp = disp as i32;
         if base == 4 {
             // The stack pointer is what it is.
@@ -692,10 +697,7 @@ impl Writer {
                 self.insn(&[b, 0xff, modrm(3, 2, reg)]);
             }
             (2, _) => {
-                self.insn(&[0xe8, 0, 0, 0, 0]);
-                let at = self.text.code.len();
-                let relative = FUNCTION.wrapping_sub(CODE + at as u64) as u32;
-                self.text.code[at - 4..].copy_from_slice(&relative.to_le_bytes());
+                self.call_page(FUNCTION);
             }
             (3, _) => {
                 // Not canonical, or nothing there.
@@ -744,7 +746,7 @@ impl Writer {
         if self.one_in(3) {
             let near = self.pick(&[0x1000, 0x2000, 0x3000, 0x2000, 0x1800, 0x2800]);
             let off = self.pick(&[0, 8, 16, 0xffff_ffff_ffff_fff8, 4, 1, 0xffff_ffff_ffff_fffd, 24, 12]);
-            let at = STACKS + near;
+            let at = if self.one_in(5) { self.place() & !0xfff } else { STACKS + near };
             self.constant(4, at.wrapping_add(off));
         }
         for _ in 0..1 + self.below(6) {
@@ -790,6 +792,69 @@ impl Writer {
                 }
             }
         }
+    }
+
+    /// Writes a function and calls it.
+    fn written(&mut self) {
+        let slot = self.below(3) * 16;
+        let at = WRITTEN + slot + if self.one_in(3) { WRITTEN_ALIAS - WRITTEN } else { 0 };
+        let (reg, value) = (self.pick(&[0, 1, 2, 3, 6, 7u32]), self.noise.next() as u32);
+        // MOV reg, imm32; RET.
+        let low = 0xb8 | reg | value << 8;
+        let high = value >> 24 | 0xc3 << 8;
+        let dword = |at: u64, value: u32| {
+            [&[0xc7, 0x04, 0x25][..], &(at as u32).to_le_bytes(), &value.to_le_bytes()].concat()
+        };
+        if !self.one_in(4) {
+            self.insn(&dword(at + 4, high));
+        }
+        self.insn(&dword(at, low));
+        if self.one_in(4) {
+            return;
+        }
+        self.call_page(WRITTEN + slot);
+    }
+
+    /// A direct call of an address outside the program.
+    fn call_page(&mut self, target: u64) {
+        self.insn(&[0xe8, 0, 0, 0, 0]);
+        let at = self.text.code.len();
+        let relative = target.wrapping_sub(CODE + at as u64) as u32;
+        self.text.code[at - 4..].copy_from_slice(&relative.to_le_bytes());
+    }
+
+    /// Calls a function from one place while its page is exchanged.
+    fn exchanged(&mut self) {
+        let cell = self.cell() as u32;
+        let again = self.label();
+        self.bind(again);
+        if self.one_in(2) {
+            self.call_page(FUNCTION);
+        } else {
+            self.constant(3, FUNCTION);
+            self.insn(&[0xff, 0xd3]);
+        }
+        if self.one_in(3) {
+            self.insn(&[0x0f, 0x20, 0xd8]);
+            let pcid = self.pick(&[0, 3]);
+            self.insn(&[&[0x48, 0x35][..], &((ROOT_A ^ ROOT_B) as u32 | pcid).to_le_bytes()].concat());
+            if self.one_in(2) {
+                // BTS rax, 63: nothing is flushed.
+                self.insn(&[0x48, 0x0f, 0xba, 0xe8, 63]);
+            }
+            self.insn(&[0x0f, 0x22, 0xd8]);
+        } else {
+            let entry = (TABLE_A + 8 * (FUNCTION >> 12 & 511)) as u32;
+            self.insn(
+                &[&[0x48, 0x81, 0x34, 0x25][..], &entry.to_le_bytes(), &0x3000u32.to_le_bytes()].concat(),
+            );
+            if !self.one_in(4) {
+                self.invalidate(FUNCTION);
+            }
+        }
+        self.insn(&[&[0xff, 0x0c, 0x25][..], &cell.to_le_bytes()].concat());
+        self.insn(&[0x0f, 0x89, 0, 0, 0, 0]);
+        self.refer(Field::Relative, again, 0);
     }
 
     /// Stores into code.
@@ -849,7 +914,18 @@ impl Writer {
     // ---- the system ----
 
     fn ring(&mut self) {
-        match self.below(6) {
+        match self.below(7) {
+            6 => {
+                // The same stack in both rings, wherever it is.
+                let page = self.below(DATA_PAGES);
+                self.constant(4, DATA + page * 0x1000 + 0x800);
+                for _ in 0..2 {
+                    self.insn(&[0x50]);
+                    self.insn(&[0x50]);
+                    self.insn(&[0xcd, SWITCH]);
+                }
+                self.insn(&[0x58]);
+            }
             0 | 1 => self.insn(&[0xcd, SWITCH]),
             2 => self.insn(&[0x0f, 0x05]),
             3 => self.insn(&[0xcd, COUNT]),
@@ -870,7 +946,8 @@ impl Writer {
         let (a, b) = (self.below(DATA_PAGES), self.below(DATA_PAGES));
         let (x, y) = (self.pick(&[0, 1, 2, 8]), self.pick(&[3, 6, 9, 11]));
         let invalidate = !self.one_in(3);
-        match self.below(6) {
+        match self.below(8) {
+            6 | 7 => self.exchanged(),
             0 | 1 => {
                 let table = self.pick(&[TABLE_A, TABLE_A, TABLE_B]);
                 let entry = |page: u64| table + 8 * ((DATA >> 12 & 511) + page);
