@@ -140,6 +140,7 @@ def test_the_command_in_a_script(tmp_path: Path) -> None:
     assert written["exit"]["kind"] == "Expected"
     assert written["status"] == 0
     assert written["stats"]["instructions"] == written["exit"]["icount"] > 10**8
+    assert written["stats"]["engine"] in {"translate", "interpret"}
     assert "Linux version" in written["transcript"]
 
 

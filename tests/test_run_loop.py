@@ -57,6 +57,9 @@ class ScriptedCore:
     def stop(self) -> None:
         self.stops += 1
 
+    def translator_stats(self) -> dict[str, int]:
+        return {}
+
     def console_take(self, _from: int) -> bytes:
         data, self.output = self.output, b""
         return data

@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from trapgate import bench as bench
     from trapgate import errors as errors
     from trapgate import exits as exits
     from trapgate import images as images
@@ -26,6 +27,7 @@ __all__ = [
     "Instruction",
     "Machine",
     "__version__",
+    "bench",
     "build_info",
     "decode",
     "decode_columns",
@@ -43,6 +45,7 @@ _HOME = {
     "build_info": "trapgate._core",
     "decode": "trapgate.instructions",
     "decode_columns": "trapgate.instructions",
+    "bench": "trapgate.bench",
     "errors": "trapgate.errors",
     "exits": "trapgate.exits",
     "images": "trapgate.images",

@@ -40,6 +40,7 @@ class Core:
         *,
         memory: int,
         cpu: str,
+        engine: str,
         kernel: bytes,
         initrd: bytes | None,
         append: str,
@@ -76,6 +77,9 @@ class Core:
 
     def stats(self) -> dict[str, int]:
         """Counts of what the machine has done so far; while it runs, as of a moment ago."""
+
+    def translator_stats(self) -> dict[str, int] | None:
+        """Counts of what the translator has done so far, if it is what runs guest code."""
 
     def digest(self) -> bytes:
         """Hash registers, RAM and devices."""

@@ -27,7 +27,7 @@ __all__ = [
 ]
 
 Mode: TypeAlias = Literal["full", "para", "hardware"]
-Engine: TypeAlias = Literal["auto", "interpreter", "translator"]
+Engine: TypeAlias = Literal["auto", "translate", "interpret"]
 Clock: TypeAlias = Literal["real", "virtual"]
 CpuModel: TypeAlias = Literal["x86-64-v2", "x86-64-v3", "host"]
 Protocol: TypeAlias = Literal["auto", "linux64", "linux32", "pvh", "multiboot"]
@@ -80,6 +80,8 @@ class Machine:
     #: RAM, as a number of bytes or text such as "512M".
     memory: int | str = "512M"
     mode: Mode = "full"
+    #: What executes guest code: "translate" is the binary translator, "interpret" the interpreter, to which the
+    #: translator must be equal, and "auto" the translator where the host can run it.
     engine: Engine = "auto"
     cpu: CpuModel = "x86-64-v2"
     #: "real" follows the host's time; "virtual" counts instructions, and the same run twice is identical.
@@ -165,7 +167,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
 }
 
 # Names that are reserved for what this version does not have, and what to use instead.
-_ABSENT = {("engine", "translator"): "interpreter", ("mode", "para"): "full", ("mode", "hardware"): "full"}
+_ABSENT = {("mode", "para"): "full", ("mode", "hardware"): "full"}
 
 
 def _check_source(name: str, value: object, *, optional: bool) -> None:

@@ -7,6 +7,7 @@ in slices short enough for signals and other threads to be served in between.
 from __future__ import annotations
 
 import enum
+import functools
 import os
 import re
 import secrets
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from trapgate._core import Core
     from trapgate.instructions import Instruction
 
-__all__ = ["VM", "State", "Stats", "Until"]
+__all__ = ["VM", "State", "Stats", "TranslatorStats", "Until"]
 
 #: What `VM.run` can be asked to stop at: text on the console, the address of an instruction, kinds of exits (others
 #: are passed over if the machine can go on after them), or a function of the machine, asked between slices.
@@ -57,9 +58,31 @@ class State(enum.Enum):
 
 
 @dataclass(frozen=True, kw_only=True)
+class TranslatorStats:
+    """Counts of what the binary translator has done so far."""
+
+    #: Stretches of guest code that were translated.
+    units: int
+    #: Bytes of guest code in them.
+    code_bytes: int
+    #: Times that translated code was entered.
+    entries: int
+    #: Instructions that were left to the interpreter.
+    interpreted: int
+    #: Memory accesses that had to look for their page.
+    misses: int
+    #: Times that all translated code was dropped.
+    flushes: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Stats:
     """Counts of what a machine has done so far."""
 
+    #: What executes guest code: "translate" or "interpret".
+    engine: str
+    #: What the translator has done; None where the interpreter does all.
+    translator: TranslatorStats | None
     #: Completed instructions.
     instructions: int
     #: The machine's time.
@@ -92,6 +115,7 @@ class VM:
         self._core_or_none: Core | None = Core(
             memory=machine.memory_bytes,
             cpu=machine.cpu,
+            engine=machine.engine,
             kernel=_contents("kernel", machine.kernel, max(machine.memory_bytes, _LARGEST_KERNEL)),
             initrd=None
             if machine.initrd is None
@@ -103,6 +127,8 @@ class VM:
             debug_console=machine.debug_console,
             debug_exit=machine.debug_exit,
         )
+        if machine.engine == "auto" and self._core.translator_stats() is None:
+            _say_interpreted()
         #: The exit after which the machine could not run on, if there was one.
         self.ended: exits.Exit | None = None
         #: Called with what the guest writes to the debug console, as it comes; without it, see `debug_output`.
@@ -299,7 +325,12 @@ class VM:
     @property
     def stats(self) -> Stats:
         """Counts of what the machine has done so far."""
-        return Stats(**self._core.stats())
+        core = self._core
+        # Which engine it is does not change while a machine lives.
+        counts = core.translator_stats()
+        translator = None if counts is None else TranslatorStats(**counts)
+        engine = "interpret" if translator is None else "translate"
+        return Stats(engine=engine, translator=translator, **core.stats())
 
     def digest(self) -> str:
         """Give a hash of registers, RAM and devices: equal for equal machines."""
@@ -428,6 +459,16 @@ class _Goal:
         """Say whether the run ends with `result`, which the machine could run on after."""
         limit = (exits.BudgetExhausted, exits.TimedOut, exits.Stopped)
         return not self._kinds or isinstance(result, (*self._kinds, *limit))
+
+
+@functools.cache
+def _say_interpreted() -> None:
+    """Tell the log, once in a process, that guests run slower than they could elsewhere."""
+    import logging
+
+    logging.getLogger("trapgate").warning(
+        "this host cannot run translated code; the interpreter runs the guest, which takes longer"
+    )
 
 
 # A kernel's file may be larger than what is loaded of it: debug information stays behind.

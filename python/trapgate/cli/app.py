@@ -9,6 +9,7 @@ import click
 __all__ = ["cli"]
 
 _COMMANDS = {
+    "bench": ("trapgate.cli.bench", "Measure how fast guests run."),
     "boot": ("trapgate.cli.boot", "Boot an operating system in this terminal."),
     "decode": ("trapgate.cli.decode", "Show machine code as instructions."),
     "images": ("trapgate.cli.images", "Fetch guests by name."),

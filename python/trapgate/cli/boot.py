@@ -14,7 +14,7 @@ import click
 
 from trapgate import config, exits, images
 from trapgate.cli import CRASHED, HALTED, INTERRUPTED, OK, RESET, TIMED_OUT
-from trapgate.cli.output import progress, write_json
+from trapgate.cli.output import progress, show_log, write_json
 from trapgate.cli.terminal import ESCAPE_NAME, connected
 from trapgate.vm import VM
 
@@ -35,7 +35,13 @@ DEFAULT_IMAGE = "debian-12"
 @click.option(
     "--cpu", default="x86-64-v2", show_default=True, metavar="MODEL", help="What the guest's CPU offers."
 )
-@click.option("--engine", default="auto", show_default=True, metavar="NAME", help="What executes guest code.")
+@click.option(
+    "--engine",
+    default="auto",
+    show_default=True,
+    metavar="NAME",
+    help="What executes guest code: translate, interpret, or auto: translate where the host can.",
+)
 @click.option("--clock", default="real", show_default=True, help="real, or virtual: counted in instructions.")
 @click.option("--seed", type=int, help="Where the guest's randomness starts from.")
 @click.option("--timeout", type=float, metavar="SECONDS", help="Give up after this time.")
@@ -57,6 +63,7 @@ def boot(image: str | None, kernel: Path | None, json_file: str | None, **option
     if timeout is not None and not 0 <= timeout < 1e9:
         raise click.UsageError(f"--timeout is {timeout}; it must be a number of seconds")
     machine = _machine(image, kernel, options)
+    show_log()
     started = time.monotonic()
     with VM(machine) as vm:
         if machine.debug_console:

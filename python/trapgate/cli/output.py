@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-__all__ = ["progress", "table", "write_json"]
+__all__ = ["progress", "show_log", "table", "write_json"]
 
 
 def write_json(value: Any, target: str | Path = "-") -> None:
@@ -21,10 +21,10 @@ def write_json(value: Any, target: str | Path = "-") -> None:
         Path(target).write_text(text, encoding="utf-8")
 
 
-def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table: with rich's layout on a terminal, with tabs into a pipe."""
+def table(headings: Sequence[str], rows: Sequence[Sequence[str]], *, headed: bool = False) -> None:
+    """Print a table: with rich's layout on a terminal, with tabs into a pipe, and there `headed` if asked for."""
     if not sys.stdout.isatty():
-        for row in rows:
+        for row in (headings, *rows) if headed else rows:
             print("\t".join(row))
         return
     from rich.console import Console
@@ -35,7 +35,22 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         shown.add_column(heading, no_wrap=True, overflow="fold")
     for row in rows:
         shown.add_row(*row)
-    Console(markup=False, highlight=False).print(shown)
+    console = Console(markup=False, highlight=False)
+    # What is too wide goes on in the next line; nothing is left out.
+    wide = console.options.update(max_width=1000)
+    console.width = max(console.width, console.measure(shown, options=wide).maximum)
+    console.print(shown)
+
+
+def show_log() -> None:
+    """Print what the library has to say about this host as lines on standard error."""
+    import logging
+
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("trapgate: %(message)s"))
+    logger = logging.getLogger("trapgate")
+    logger.addHandler(handler)
+    logger.propagate = False
 
 
 @contextmanager

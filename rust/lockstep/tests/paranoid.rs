@@ -6,7 +6,7 @@ mod common;
 
 use iced_x86::code_asm::*;
 use trapgate_lockstep::guest::Guest;
-use trapgate_lockstep::paranoid::{Plan, Verdict, compare};
+use trapgate_lockstep::paranoid::{Against, Plan, Verdict, compare};
 use trapgate_machine::Exit;
 use trapgate_x86::insn::Bits;
 
@@ -57,7 +57,7 @@ fn tables_that_change_under_a_running_program_do_not_matter() {
         a.jnz(again)?;
         a.hlt()
     });
-    let plan = Plan { start: 0, end: 10_000, every: 1, hash_every: 50 };
+    let plan = Plan { against: Against::Paranoid, start: 0, end: 10_000, every: 1, hash_every: 50 };
     let (count, exit) = same(&guest.unwrap(), &plan);
     assert_eq!(exit, Some(Exit::Halted));
     assert!(count > 30 * 15);
@@ -111,7 +111,7 @@ fn timers_and_halts_do_not_matter() {
         a.out(0x20, al)?;
         a.iretq()
     });
-    let plan = Plan { start: 0, end: 5_000_000, every: 97, hash_every: 50_000 };
+    let plan = Plan { against: Against::Paranoid, start: 0, end: 5_000_000, every: 97, hash_every: 50_000 };
     assert_eq!(same(&guest.unwrap(), &plan).1, Some(Exit::Halted));
 }
 
@@ -121,7 +121,8 @@ fn debian_boots_the_same_way() {
     let more = if full() { 10_000_000 } else { 200_000 };
     // The first instructions; the kernel's own page tables; the memory allocator.
     for start in [0, 18_000_000, 60_000_000] {
-        let plan = Plan { start, end: start + more, every: 100, hash_every: 100_000 };
+        let plan =
+            Plan { against: Against::Paranoid, start, end: start + more, every: 100, hash_every: 100_000 };
         assert_eq!(same(&guest, &plan), (plan.end, None));
     }
 }

@@ -16,6 +16,7 @@ use pyo3::types::{PyBytes, PyDict, PyList, PyTuple};
 use pyo3::{PyTraverseError, PyVisit};
 use trapgate_devices::{PhysAddr, Port, lock};
 use trapgate_engine::mmu::Paging;
+use trapgate_engine::translate::{TranslateOptions, TranslatorStats};
 use trapgate_engine::{GuestMemory, HookId, HookKind, Vcpu};
 use trapgate_machine::board::PcBoard;
 use trapgate_machine::boot::{Decompression, Protocol};
@@ -54,7 +55,7 @@ pub struct Core {
     /// Guest code is running: not even the thread that has claimed the machine may look at it.
     in_slice: AtomicBool,
     /// Counts as of the last slice. Nothing but a slice changes them.
-    stats: Mutex<Stats>,
+    stats: Mutex<Counts>,
     /// The exit after which the machine cannot run on.
     ended: Mutex<Option<Exit>>,
 }
@@ -63,6 +64,19 @@ pub struct Core {
 struct Open {
     memory: Arc<GuestMemory>,
     board: Arc<PcBoard>,
+}
+
+/// What the machine has done, and its translator, if that is what runs guest code.
+#[derive(Clone, Copy, Debug)]
+struct Counts {
+    machine: Stats,
+    translator: Option<TranslatorStats>,
+}
+
+impl Counts {
+    fn of(machine: &Machine) -> Self {
+        Counts { machine: machine.stats(), translator: machine.translator_stats() }
+    }
 }
 
 /// Bytes of the console, and the number of the first one.
@@ -198,7 +212,7 @@ impl Core {
             let _in_slice = InSlice::begin(&self.in_slice);
             machine.run(limits)
         };
-        *lock(&self.stats) = machine.stats();
+        *lock(&self.stats) = Counts::of(machine);
         if last(exit) {
             *ended = Some(exit);
         }
@@ -221,7 +235,7 @@ impl Core {
 #[pymethods]
 impl Core {
     #[new]
-    #[pyo3(signature = (*, memory, cpu, kernel, initrd, append, protocol, virtual_clock, seed, debug_console, debug_exit))]
+    #[pyo3(signature = (*, memory, cpu, engine, kernel, initrd, append, protocol, virtual_clock, seed, debug_console, debug_exit))]
     #[expect(
         clippy::too_many_arguments,
         reason = "keyword-only, and checked by the config that they come from"
@@ -230,6 +244,7 @@ impl Core {
         py: Python<'_>,
         memory: u64,
         cpu: &str,
+        engine: &str,
         kernel: &[u8],
         initrd: Option<&[u8]>,
         append: &str,
@@ -255,11 +270,12 @@ impl Core {
         };
         let payload =
             Payload { kernel, initrd, command_line: append, protocol, decompression: Decompression::Host };
-        let machine = py.detach(|| Machine::new(&config, &payload)).map_err(|error| match error {
+        let mut machine = py.detach(|| Machine::new(&config, &payload)).map_err(|error| match error {
             MachineError::Boot(error) => errors::config(error),
             MachineError::Memory(error) => errors::host(error),
             other => errors::internal(other),
         })?;
+        choose_engine(&mut machine, engine)?;
         Ok(Core {
             open: Mutex::new(Some(Open {
                 memory: Arc::clone(machine.cpu().memory()),
@@ -276,7 +292,7 @@ impl Core {
             released: Condvar::new(),
             stop_asked: AtomicBool::new(false),
             in_slice: AtomicBool::new(false),
-            stats: Mutex::new(machine.stats()),
+            stats: Mutex::new(Counts::of(&machine)),
             ended: Mutex::new(None),
             machine: Mutex::new(Some(machine)),
         })
@@ -408,18 +424,18 @@ impl Core {
     /// Instructions completed; while the machine runs, as of a moment ago.
     #[getter]
     fn icount(&self) -> u64 {
-        lock(&self.stats).instructions
+        lock(&self.stats).machine.instructions
     }
 
     /// Machine time in nanoseconds; while the machine runs, as of a moment ago.
     #[getter]
     fn now(&self) -> u64 {
-        lock(&self.stats).nanoseconds
+        lock(&self.stats).machine.nanoseconds
     }
 
     /// Counts of what the machine has done so far; while it runs, as of a moment ago.
     fn stats(&self) -> BTreeMap<&'static str, u64> {
-        let stats = *lock(&self.stats);
+        let stats = lock(&self.stats).machine;
         BTreeMap::from([
             ("instructions", stats.instructions),
             ("nanoseconds", stats.nanoseconds),
@@ -429,6 +445,19 @@ impl Core {
             ("unmapped_memory_reads", stats.unmapped_memory_reads),
             ("unmapped_memory_writes", stats.unmapped_memory_writes),
         ])
+    }
+
+    /// Counts of what the translator has done so far, if it is what runs guest code.
+    fn translator_stats(&self) -> Option<BTreeMap<&'static str, u64>> {
+        let stats = lock(&self.stats).translator?;
+        Some(BTreeMap::from([
+            ("units", stats.units),
+            ("code_bytes", stats.code_bytes),
+            ("entries", stats.entries),
+            ("interpreted", stats.interpreted),
+            ("misses", stats.misses),
+            ("flushes", stats.flushes),
+        ]))
     }
 
     /// Hash registers, RAM and devices.
@@ -608,6 +637,24 @@ impl Drop for Core {
         {
             std::mem::forget(open);
         }
+    }
+}
+
+/// Lets the translator run guest code if it is asked for, or if nothing is said and this host can.
+fn choose_engine(machine: &mut Machine, engine: &str) -> PyResult<()> {
+    match engine {
+        "interpret" => Ok(()),
+        "auto" | "translate" => {
+            let possible = machine.set_translate(Some(TranslateOptions::default()));
+            if possible || engine == "auto" {
+                return Ok(());
+            }
+            Err(errors::host(
+                "this host cannot run translated code: its processor lacks instructions for it, or executable \
+                 memory is forbidden; use engine 'interpret'",
+            ))
+        }
+        other => Err(errors::config(format!("there is no engine {other}"))),
     }
 }
 

@@ -21,7 +21,14 @@ fn build_info() -> BTreeMap<&'static str, &'static str> {
         ("profile", if cfg!(debug_assertions) { "debug" } else { "release" }),
         ("host", std::env::consts::ARCH),
         ("os", std::env::consts::OS),
-        ("engines", "interpreter"),
+        (
+            "engines",
+            if cfg!(all(target_arch = "x86_64", target_os = "linux")) {
+                "translate interpret"
+            } else {
+                "interpret"
+            },
+        ),
     ])
 }
 

@@ -6,6 +6,8 @@ use std::sync::Arc;
 use trapgate_engine::memory::Region;
 use trapgate_engine::platform::{Interrupt, NoMsr};
 use trapgate_engine::state::{Processor, Segment, Shadow};
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+use trapgate_engine::translate::TranslateOptions;
 use trapgate_engine::vector::{F80, VectorState};
 use trapgate_engine::{Engine, Exit, GuestMemory, Platform, Requests, Vcpu};
 use trapgate_x86::exception::Vector;
@@ -105,6 +107,22 @@ impl Default for Guest {
 }
 
 impl Guest {
+    /// On the translator; `None` where the host does not allow it.
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    pub fn translated() -> Option<Guest> {
+        let mut guest = Guest::new();
+        guest
+            .engine
+            .set_translate(Some(TranslateOptions { cache: 1 << 20, ..TranslateOptions::default() }))
+            .then_some(guest)
+    }
+
+    /// Units that were translated, and times that the interpreter was asked to run an instruction.
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    pub fn translations(&self) -> (u64, u64) {
+        self.engine.translator_stats().map_or((0, 0), |stats| (stats.units, stats.interpreted))
+    }
+
     pub fn new() -> Guest {
         let region = Region { start: 0, len: MEMORY, read_only: false };
         let memory = Arc::new(GuestMemory::new(&[region]).expect("guest memory"));

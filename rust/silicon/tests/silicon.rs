@@ -8,7 +8,7 @@ mod suite {
     use trapgate_silicon::case::Mode;
     use trapgate_silicon::catalog::Group;
     use trapgate_silicon::report::Report;
-    use trapgate_silicon::suite::{Plan, run};
+    use trapgate_silicon::suite::{Pair, Plan, run, run_on};
 
     /// Prints the coverage, past the test runner's capture.
     fn finish(title: &str, report: &Report) {
@@ -46,6 +46,37 @@ mod suite {
     fn instructions_of_compatibility_mode_do_what_the_processor_does() {
         let plan = Plan::from_environment(150, 10_000);
         finish("compatibility mode", &run(Mode::Compatibility, None, &plan));
+    }
+
+    /// The same cases on the translator, fewer of them: each is translated anew.
+    #[test]
+    fn translated_instructions_do_what_the_processor_does() {
+        let Some(mut pair) = Pair::translated() else {
+            panic!("this host does not let the engine translate");
+        };
+        for (title, group) in [("integer", Group::Integer), ("mmx and sse", Group::Vector)] {
+            let plan = Plan::from_environment(40, 20_000);
+            let report = run_on(&mut pair, Mode::Long, Some(group), &plan);
+            finish(&format!("translated, {title}"), &report);
+        }
+        assert_translated(&pair, 20_000);
+    }
+
+    #[test]
+    fn translated_blocks_of_instructions_do_what_the_processor_does() {
+        let Some(mut pair) = Pair::translated() else {
+            panic!("this host does not let the engine translate");
+        };
+        finish("translated, blocks", &blocks::run_on(&mut pair, &Plan::from_environment(10_000, 1_000_000)));
+        assert_translated(&pair, 5_000);
+    }
+
+    fn assert_translated(pair: &Pair, least: u64) {
+        let (units, interpreted) = pair.translated.as_ref().map_or((0, 0), |guest| guest.translations());
+        let _ =
+            writeln!(std::io::stdout(), "{units} units, {interpreted} instructions left to the interpreter");
+        let one = std::env::var_os("TRAPGATE_CASE").is_some();
+        assert!(one || units > least, "{units} units");
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use trapgate_x86::insn::{Operand, Prefixes};
 use trapgate_x86::regs::rflags;
 
-use super::{Uop, mask, sign_extend};
+use super::{Uop, mask, sign_extend, undefined};
 use crate::fault::Done;
 use crate::memory::Word;
 use crate::state::Vcpu;
@@ -85,6 +85,7 @@ pub(super) fn bsf<T: Word>(cpu: &mut Vcpu, u: &Uop) -> Done {
         cpu.set_a::<T>(u, u64::from(b.trailing_zeros()));
     }
     cpu.flags.set_zf_only(b == 0);
+    undefined::after_scan(&mut cpu.flags, if b == 0 { 0 } else { u64::from(b.trailing_zeros()) });
     Ok(())
 }
 
@@ -95,6 +96,7 @@ pub(super) fn bsr<T: Word>(cpu: &mut Vcpu, u: &Uop) -> Done {
         cpu.set_a::<T>(u, u64::from(63 - b.leading_zeros()));
     }
     cpu.flags.set_zf_only(b == 0);
+    undefined::after_scan(&mut cpu.flags, if b == 0 { 0 } else { u64::from(63 - b.leading_zeros()) });
     Ok(())
 }
 

@@ -22,9 +22,14 @@ mod stack;
 mod string;
 mod syscall;
 mod system;
+mod undefined;
 mod vector;
 
 pub use run::Engine;
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+pub(crate) use run::{Step, may_translate, run_one};
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+pub(crate) use select::handler;
 
 use trapgate_x86::exception::Vector;
 use trapgate_x86::insn::{Bits, Insn, NO_REG, Operand, RIP, Seg};

@@ -3,7 +3,7 @@
 use trapgate_x86::exception::Vector;
 use trapgate_x86::insn::Operand;
 
-use super::{Uop, mask, sign_extend};
+use super::{Uop, mask, sign_extend, undefined};
 use crate::fault::{Done, Exception};
 use crate::memory::Word;
 use crate::state::Vcpu;
@@ -36,7 +36,7 @@ pub(super) fn mul<T: Word>(cpu: &mut Vcpu, u: &Uop) -> Done {
     let product = u128::from(cpu.regs[0] & mask::<T>()) * u128::from(b);
     cpu.set_wide::<T>(product);
     let carry = product >> (8 * T::SIZE) != 0;
-    cpu.flags.set_result(sign_extend::<T>(product as u64));
+    undefined::after_multiply(&mut cpu.flags, sign_extend::<T>(product as u64));
     cpu.flags.set_cf_of(carry, carry);
     Ok(())
 }
@@ -53,7 +53,7 @@ pub(super) fn imul1<T: Word>(cpu: &mut Vcpu, u: &Uop) -> Done {
 fn signed_flags<T: Word>(cpu: &mut Vcpu, product: i128) {
     let low = sign_extend::<T>(product as u64) as i64;
     let overflow = i128::from(low) != product;
-    cpu.flags.set_result(low as u64);
+    undefined::after_multiply(&mut cpu.flags, low as u64);
     cpu.flags.set_cf_of(overflow, overflow);
 }
 
@@ -74,7 +74,7 @@ fn divide_error(cpu: &mut Vcpu) -> Done {
     cpu.raise(Exception::fault(Vector::De))
 }
 
-/// DIV. Flags are undefined; they are kept.
+/// DIV. All flags are undefined.
 pub(super) fn div<T: Word>(cpu: &mut Vcpu, u: &Uop) -> Done {
     let divisor = cpu.read_first::<T>(u)?;
     let dividend = cpu.wide::<T>();
@@ -119,6 +119,7 @@ fn set_quotient<T: Word>(cpu: &mut Vcpu, quotient: u64, remainder: u64) {
         cpu.set_reg::<T>(0, quotient);
         cpu.set_reg::<T>(2, remainder);
     }
+    undefined::after_divide(&mut cpu.flags);
 }
 
 /// AAM: #DE for a base of 0.

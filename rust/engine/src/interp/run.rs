@@ -8,6 +8,7 @@ use trapgate_x86::msr::debugctl;
 use trapgate_x86::op::Op;
 use trapgate_x86::regs::{dr6, rflags};
 
+use super::Uop;
 use super::block::{self, Block, Cache};
 use crate::exit::Exit;
 use crate::fault::{Exception, Kind, Stop};
@@ -32,7 +33,7 @@ pub struct Engine {
 const MOST_IDLE: u32 = 10_000;
 
 /// How a run of instructions inside one block ended.
-enum Step {
+pub(crate) enum Step {
     Done,
     Exit(Exit),
 }
@@ -144,6 +145,7 @@ impl Engine {
                 match translator.run(cpu, room) {
                     Next::Look => continue,
                     Next::Interpret => most = 1,
+                    Next::Exit(exit) => return exit,
                 }
             }
             let step = match self.cache.find(cpu) {
@@ -163,8 +165,12 @@ impl Engine {
 
 /// Whether translated code may run now: 64-bit code that nobody wants to see step by step.
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-fn may_translate(cpu: &Vcpu) -> bool {
-    !cpu.attention && cpu.mode.bits == Bits::B64 && !cpu.hooks.exec && !cpu.alignment_checks()
+pub(crate) fn may_translate(cpu: &Vcpu) -> bool {
+    !cpu.attention
+        && cpu.mode.bits == Bits::B64
+        && matches!(cpu.cpl, 0 | 3)
+        && !cpu.hooks.exec
+        && !cpu.alignment_checks()
 }
 
 /// Whether an execution hook on the next instruction is still to be served.
@@ -217,17 +223,30 @@ fn beyond(cpu: &mut Vcpu) -> Step {
 #[inline(always)]
 fn run_block(cpu: &mut Vcpu, cache: &Cache, at: u32, most: u64) -> Step {
     let block = cache.block(at);
+    run_uops(cpu, &block.uops, block.pages(), most)
+}
+
+/// Runs one instruction that lies in one page at a host offset, for the translator.
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+pub(crate) fn run_one(cpu: &mut Vcpu, uop: Uop, page: u64) -> Step {
+    run_uops(cpu, &[uop], [page, NO_PAGE], 1)
+}
+
+/// Runs up to `most` of some instructions in a row, which lie in the given host pages.
+#[inline(always)]
+fn run_uops(cpu: &mut Vcpu, uops: &[Uop], pages: [u64; 2], most: u64) -> Step {
     let start = cpu.rip;
-    let whole = block.uops.len() as u32;
+    let whole = uops.len() as u32;
+    let len = uops.last().map_or(0, |last| last.next);
     let alone = cpu.attention;
     let before = Before { shadow: cpu.shadow, flags: cpu.flags.other() };
     cpu.regs[usize::from(BLOCK_RIP)] = start;
-    cpu.running_pages = block.pages();
+    cpu.running_pages = pages;
     cpu.end = if most < u64::from(whole) { most as u32 } else { whole };
-    cpu.rip = start.wrapping_add(u64::from(block.len)) & cpu.mode.rip_mask;
+    cpu.rip = start.wrapping_add(u64::from(len)) & cpu.mode.rip_mask;
     let mut i = 0;
     let result = loop {
-        let uop = &block.uops[i as usize];
+        let uop = &uops[i as usize];
         cpu.at = i;
         if let Err(stop) = (uop.run)(cpu, uop) {
             break Err((stop, uop.offset));
@@ -239,7 +258,7 @@ fn run_block(cpu: &mut Vcpu, cache: &Cache, at: u32, most: u64) -> Step {
     };
     cpu.count = cpu.count.wrapping_add(u64::from(i)).wrapping_add(cpu.extra);
     if cpu.hooks.waiting() {
-        settle_events(cpu, block, start, i, &result);
+        settle_events(cpu, uops, start, i, &result);
     }
     cpu.extra = 0;
     cpu.at = 0;
@@ -247,10 +266,10 @@ fn run_block(cpu: &mut Vcpu, cache: &Cache, at: u32, most: u64) -> Step {
     match result {
         Ok(()) => {
             if i < whole {
-                let next = block.uops[i as usize].offset;
+                let next = uops[i as usize].offset;
                 cpu.rip = start.wrapping_add(u64::from(next)) & cpu.mode.rip_mask;
             }
-            if alone && let Some(last) = block.uops.get(i as usize - 1) {
+            if alone && let Some(last) = uops.get(i as usize - 1) {
                 let next = start.wrapping_add(u64::from(last.next)) & cpu.mode.rip_mask;
                 after_single(cpu, &before, last.insn.op, next);
             }
@@ -261,7 +280,7 @@ fn run_block(cpu: &mut Vcpu, cache: &Cache, at: u32, most: u64) -> Step {
             if stop == Stop::Fault
                 && let Some(Exception { kind: Kind::Software | Kind::Trap, .. }) = cpu.fault
             {
-                let next = block.uops[i as usize].next;
+                let next = uops[i as usize].next;
                 let behind = start.wrapping_add(u64::from(next)) & cpu.mode.rip_mask;
                 return stopped(cpu, stop, rip, behind);
             }
@@ -276,9 +295,9 @@ fn run_block(cpu: &mut Vcpu, cache: &Cache, at: u32, most: u64) -> Step {
 
 /// Says which instruction the latest hook events belong to; those of one that faulted are made again when it restarts.
 #[cold]
-fn settle_events(cpu: &mut Vcpu, block: &Block, start: u64, done: u32, result: &Result<(), (Stop, u16)>) {
+fn settle_events(cpu: &mut Vcpu, uops: &[Uop], start: u64, done: u32, result: &Result<(), (Stop, u16)>) {
     let offset = match result {
-        Ok(()) => block.uops.get(done as usize - 1).map_or(0, |uop| uop.offset),
+        Ok(()) => uops.get(done as usize - 1).map_or(0, |uop| uop.offset),
         Err((Stop::Restart, offset)) => *offset,
         Err(_) => return cpu.hooks.abandoned(),
     };

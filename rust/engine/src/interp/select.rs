@@ -15,7 +15,7 @@ macro_rules! sized {
 }
 
 /// The handler of an instruction.
-pub(super) fn handler(insn: &Insn) -> Handler {
+pub(crate) fn handler(insn: &Insn) -> Handler {
     integer(insn).or_else(|| flow(insn)).or_else(|| system_op(insn)).unwrap_or_else(|| vector_op(insn.op))
 }
 

@@ -4,7 +4,7 @@
 
 use trapgate_x86::insn::{Insn, Operand, Prefixes};
 
-use super::{Handler, Uop, by_width, mask, sign_extend};
+use super::{Handler, Uop, by_width, mask, sign_extend, undefined};
 use crate::fault::Done;
 use crate::memory::Word;
 use crate::state::{Flags, Vcpu};
@@ -36,6 +36,7 @@ impl Shift for Shl {
         let cf = wide >> bits & 1 != 0;
         flags.set_logic(sign_extend::<T>(r));
         flags.set_cf_of(cf, top::<T>(r) != cf);
+        undefined::after_shift(flags);
         r
     }
 }
@@ -47,6 +48,7 @@ impl Shift for Shr {
         let r = a.checked_shr(count).unwrap_or(0);
         flags.set_logic(sign_extend::<T>(r));
         flags.set_cf_of(cf, count == 1 && top::<T>(a));
+        undefined::after_shift(flags);
         r
     }
 }
@@ -59,6 +61,7 @@ impl Shift for Sar {
         let r = (wide >> count.min(63)) as u64;
         flags.set_logic(r);
         flags.set_cf_of(cf, false);
+        undefined::after_shift(flags);
         r & mask::<T>()
     }
 }
@@ -171,6 +174,7 @@ fn double<T: Word, const LEFT: bool>(flags: &mut Flags, a: u64, b: u64, count: u
     };
     flags.set_logic(sign_extend::<T>(r));
     flags.set_cf_of(cf, top::<T>(r) != top::<T>(a));
+    undefined::after_double_shift(flags, LEFT, top::<T>(r), r >> (bits - 2) & 1 != 0);
     r
 }
 

@@ -89,14 +89,7 @@ impl Step for Movs {
     fn many<T: Word>(cpu: &mut Vcpu, u: &Uop, most: u64) -> Done<u64> {
         let Some((from, to, n)) = run_of::<T>(cpu, u, most, true, true)? else { return Ok(0) };
         let bytes = n * T::SIZE as u64;
-        // An overlap ahead repeats what was just written; only the single step does that.
-        if from < to && to < from + bytes {
-            return Ok(0);
-        }
-        let mut buf = [0; PAGE as usize];
-        let buf = &mut buf[..bytes as usize];
-        cpu.memory.read_host(from, buf);
-        cpu.memory.write_host(to, buf);
+        cpu.memory.copy_host::<T>(from, to, n as usize);
         cpu.move_index(RSI, bytes, u);
         cpu.move_index(RDI, bytes, u);
         Ok(n)
@@ -116,10 +109,7 @@ impl Step for Stos {
     fn many<T: Word>(cpu: &mut Vcpu, u: &Uop, most: u64) -> Done<u64> {
         let Some((_, to, n)) = run_of::<T>(cpu, u, most, false, true)? else { return Ok(0) };
         let value = T::from_u64(cpu.regs[0]);
-        for i in 0..n {
-            cpu.memory.store_plain(to + i * T::SIZE as u64, value);
-        }
-        cpu.memory.page_written(to);
+        cpu.memory.fill_words_host(to, n as usize, value);
         cpu.move_index(RDI, n * T::SIZE as u64, u);
         Ok(n)
     }

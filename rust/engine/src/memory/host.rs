@@ -300,17 +300,61 @@ impl HostRam {
 
     /// Fills a range with one byte.
     pub fn fill(&self, offset: u64, len: usize, byte: u8) {
-        self.at(offset, len);
-        let pattern = u64::from_le_bytes([byte; 8]);
-        let end = offset + len as u64;
-        let mut at = offset;
-        while at < end {
-            if at % 8 == 0 && end - at >= 8 {
-                self.store(at, pattern);
-                at += 8;
-            } else {
-                self.store(at, byte);
-                at += 1;
+        self.fill_words::<u8>(offset, len, byte);
+    }
+
+    /// Copies `count` elements upwards, one after the other, as REP MOVS does: where the ranges overlap, what was written
+    /// is read again.
+    pub fn copy_words<T: Word>(&self, from: u64, to: u64, count: usize) {
+        let (source, target) = (self.at(from, count * T::SIZE), self.at(to, count * T::SIZE));
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: both ranges are inside the mapping; the instruction is not bound to Rust's rules on who else may access
+        // the bytes meanwhile, and gives each element in whole.
+        unsafe {
+            match T::SIZE {
+                1 => std::arch::asm!("rep movsb", inout("rcx") count => _, inout("rsi") source => _,
+                    inout("rdi") target => _, options(nostack, preserves_flags)),
+                2 => std::arch::asm!("rep movsw", inout("rcx") count => _, inout("rsi") source => _,
+                    inout("rdi") target => _, options(nostack, preserves_flags)),
+                4 => std::arch::asm!("rep movsd", inout("rcx") count => _, inout("rsi") source => _,
+                    inout("rdi") target => _, options(nostack, preserves_flags)),
+                _ => std::arch::asm!("rep movsq", inout("rcx") count => _, inout("rsi") source => _,
+                    inout("rdi") target => _, options(nostack, preserves_flags)),
+            }
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        {
+            let _ = (source, target);
+            for i in 0..count as u64 {
+                let value: T = self.load(from + i * T::SIZE as u64);
+                self.store(to + i * T::SIZE as u64, value);
+            }
+        }
+    }
+
+    /// Fills `count` elements with one value.
+    pub fn fill_words<T: Word>(&self, offset: u64, count: usize, value: T) {
+        let target = self.at(offset, count * T::SIZE);
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: as in `copy_words`.
+        unsafe {
+            let value = value.to_u64();
+            match T::SIZE {
+                1 => std::arch::asm!("rep stosb", inout("rcx") count => _, inout("rdi") target => _, in("rax") value,
+                    options(nostack, preserves_flags)),
+                2 => std::arch::asm!("rep stosw", inout("rcx") count => _, inout("rdi") target => _, in("rax") value,
+                    options(nostack, preserves_flags)),
+                4 => std::arch::asm!("rep stosd", inout("rcx") count => _, inout("rdi") target => _, in("rax") value,
+                    options(nostack, preserves_flags)),
+                _ => std::arch::asm!("rep stosq", inout("rcx") count => _, inout("rdi") target => _, in("rax") value,
+                    options(nostack, preserves_flags)),
+            }
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        {
+            let _ = target;
+            for i in 0..count as u64 {
+                self.store(offset + i * T::SIZE as u64, value);
             }
         }
     }

@@ -211,6 +211,18 @@ impl GuestMemory {
         self.page_written(host);
     }
 
+    /// Copies elements from one host offset to another as REP MOVS does, each range inside one page, and notices the write.
+    pub fn copy_host<T: Word>(&self, from: u64, to: u64, count: usize) {
+        self.ram.copy_words::<T>(from, to, count);
+        self.page_written(to);
+    }
+
+    /// Fills elements at a host offset, inside one page, and notices the write.
+    pub fn fill_words_host<T: Word>(&self, host: u64, count: usize, value: T) {
+        self.ram.fill_words(host, count, value);
+        self.page_written(host);
+    }
+
     /// Fills bytes at a host offset, inside one page, and notices the write.
     pub fn fill_host(&self, host: u64, len: usize, byte: u8) {
         self.ram.fill(host, len, byte);

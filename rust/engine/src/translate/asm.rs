@@ -275,6 +275,25 @@ impl Asm {
         self.emit(&Encoding { vex: Some(vex), ..plain });
     }
 
+    /// `pdep to, from, [mask]`, 64 bits: BMI2, leaves flags alone.
+    pub fn pdep(&mut self, to: u8, from: u8, mask: Address) {
+        let vex = Vex { vvvv: from, l: false, pp: 3 };
+        let plain = Encoding::new(Escape::M0f38, 0xf5, true, to, Rm::Mem(mask));
+        self.emit(&Encoding { vex: Some(vex), ..plain });
+    }
+
+    /// `shrx to, from, count`, 64 bits: BMI2, leaves flags alone. The count is the low six bits of a register.
+    pub fn shrx(&mut self, to: u8, from: u8, count: u8) {
+        let vex = Vex { vvvv: count, l: false, pp: 3 };
+        let plain = Encoding::new(Escape::M0f38, 0xf7, true, to, Rm::Reg(from));
+        self.emit(&Encoding { vex: Some(vex), ..plain });
+    }
+
+    /// `movzx to, word from`.
+    pub fn low_word(&mut self, to: u8, from: u8) {
+        self.emit(&Encoding::new(Escape::M0f, 0xb7, false, to, Rm::Reg(from)));
+    }
+
     /// `rorx to, from, count`, 64 bits: BMI2, leaves flags alone.
     pub fn rorx(&mut self, to: u8, from: u8, count: u8) {
         let vex = Vex { vvvv: 0, l: false, pp: 3 };
@@ -290,6 +309,12 @@ impl Asm {
     /// `jmp target`, always five bytes.
     pub fn jmp(&mut self, target: u64) {
         self.code.push(0xe9);
+        self.relative(target);
+    }
+
+    /// `jcc target`, always six bytes.
+    pub fn jcc(&mut self, condition: u8, target: u64) {
+        self.bytes(&[0x0f, 0x80 | condition & 15]);
         self.relative(target);
     }
 
@@ -380,6 +405,7 @@ mod tests {
         assert_eq!(text(|a| a.load(R8, at(RSP, 0x20))), "mov r8,[rsp+20h]");
         assert_eq!(text(|a| a.store(indexed(R9, R11, 0, -8), RAX)), "mov [r9+r11-8],rax");
         assert_eq!(text(|a| a.pext(R11, R10, at(RSP, 0x28))), "pext r11,r10,[rsp+28h]");
+        assert_eq!(text(|a| a.shrx(RCX, RCX, RSP)), "shrx rcx,rcx,rsp");
         assert_eq!(text(|a| a.rorx(R11, R10, 62)), "rorx r11,r10,3Eh");
         assert_eq!(text(|a| a.constant(R10, 5)), "mov r10d,5");
         assert_eq!(text(|a| a.constant(RCX, u64::MAX)), "mov rcx,0FFFFFFFFFFFFFFFFh");

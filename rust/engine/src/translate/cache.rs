@@ -171,9 +171,12 @@ impl Context {
     fn prepare(&mut self) {
         self.page_mask = !0xfff;
         self.aligned_mask = !0xff0;
+        self.slot_mask = !0xff8;
+        self.trips.fill(u64::from(super::loops::FIRST_TRIP));
         self.index_mask = ((super::context::TLB_SIZE - 1) << 12) as u64;
         self.jump_mask = (super::context::JUMPS - 1) as u64;
         self.budget = BUDGET_BIAS;
+        self.arithmetic_mask = crate::state::flags::ARITHMETIC;
         for view in &mut self.tlb {
             for (index, entry) in view.iter_mut().enumerate() {
                 *entry = empty(index);

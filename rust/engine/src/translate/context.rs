@@ -14,8 +14,16 @@ pub const PAIRS: usize = 1 << 14;
 /// Slots for page offsets that several accesses of a unit share.
 pub const GROUPS: usize = 16;
 
-/// Added to the budget: while it lasts, the counter's top byte is not zero, which is what JRCXZ can test.
-pub const BUDGET_BIAS: u64 = 1 << 56;
+/// Counters of rounds of loops.
+pub const TRIPS: usize = 64;
+
+/// Added to the budget: while it lasts the counter is at least this, and shifting out a page's offset leaves something that
+/// JRCXZ can test.
+pub const BUDGET_BIAS: u64 = 1 << 12;
+
+/// RSP is this far below the context, so that its low six bits are 12: RSP is then the count by which SHRX turns an address
+/// into a page number, without a register or memory for it.
+pub const BELOW: i32 = 52;
 
 /// A translation. The negated tags are minus the page's linear address, so that adding an address inside it gives the offset
 /// in the page.
@@ -62,7 +70,18 @@ pub struct Context {
     pub exit: u64,
     /// Address bits above a page and below 16, for operands that must be aligned.
     pub aligned_mask: u64,
-    pub spare: u64,
+    /// Address bits above a page and below 8: those of a stack slot that cannot cross.
+    pub slot_mask: u64,
+
+    /// Not zero while the guest's IF is set.
+    pub interrupts: u64,
+    /// Not zero while no interrupt waits for IF.
+    pub quiet: u64,
+    /// RFLAGS without the arithmetic flags and IF.
+    pub other_flags: u64,
+    /// Bits of the host's RFLAGS that are the guest's: the arithmetic ones.
+    pub arithmetic_mask: u64,
+    pub kernel_gs_base: u64,
 
     /// Stack pointer of the caller in Rust.
     pub host_rsp: u64,
@@ -73,6 +92,10 @@ pub struct Context {
     /// OF in bit 0; SF, ZF, AF, PF and CF in bits 8 to 15 as LAHF gives them.
     pub flags: u64,
     pub groups: [u64; GROUPS],
+    /// Iterations that a loop may run without checks.
+    pub iterations: u64,
+    /// Rounds of plain loops until their heads are tried, by a hash of the loop.
+    pub trips: [u64; TRIPS],
     pub mxcsr: u32,
     pub host_mxcsr: u32,
     /// What the helpers need; set for each entry.
@@ -92,20 +115,17 @@ macro_rules! field {
 pub(crate) use field;
 
 pub const fn at_offset(offset: usize) -> Address {
-    at(RSP, offset as i32)
+    at(RSP, offset as i32 + BELOW)
 }
-
-/// Offset of the top byte of the budget.
-pub const BUDGET_TOP: Address = at_offset(offset_of!(Context, budget) + 7);
 
 /// Offset of a view's TLB.
 pub const fn tlb_offset(user: bool) -> i32 {
-    (offset_of!(Context, tlb) + user as usize * size_of::<[Entry; TLB_SIZE]>()) as i32
+    (offset_of!(Context, tlb) + user as usize * size_of::<[Entry; TLB_SIZE]>()) as i32 + BELOW
 }
 
 /// Offset of a view's table of indirect targets.
 pub const fn jumps_offset(user: bool) -> i32 {
-    (offset_of!(Context, jumps) + user as usize * size_of::<[u64; JUMPS]>()) as i32
+    (offset_of!(Context, jumps) + user as usize * size_of::<[u64; JUMPS]>()) as i32 + BELOW
 }
 
 /// Where a guest register is while translated code runs.
@@ -149,4 +169,4 @@ impl Context {
     }
 }
 
-const _: () = assert!(offset_of!(Context, spare) < 128);
+const _: () = assert!((4096 - BELOW) % 64 == 12);

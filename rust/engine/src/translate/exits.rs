@@ -1,6 +1,7 @@
 //! Where translated code leaves: what each exit means, and the stubs behind a unit that say which one was taken.
 
 use super::asm::Fixup;
+use crate::interp::Uop;
 
 /// What an exit says about the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,12 +16,15 @@ pub enum Exit {
     },
     /// Goes on at the address in R10, which the branch at `rip` computed. `undo` is what it added to RSP.
     Indirect { rip: u64, undo: i32 },
-    /// The instruction at `rip` is the interpreter's; `done` ones of the unit are complete and not yet charged.
-    Interpret { rip: u64, done: u32 },
+    /// The instruction at `rip` is the interpreter's, as one of [`Exits::step`]; `done` ones of the unit are complete and not
+    /// yet charged.
+    Interpret { rip: u64, done: u32, step: u32 },
     /// A memory access at `rip` did not find its page; the instruction starts again at the host address `retry`.
     Miss { rip: u64, done: u32, retry: u64, access: Access },
-    /// The unit at `rip` needs the vector registers; nothing of it has run.
-    Vectors { rip: u64 },
+    /// The unit at `rip` needs the vector registers; nothing of it has run. It is entered again at `entry`.
+    Vectors { rip: u64, entry: u64 },
+    /// The slot of an address led to another address's unit: nothing has run.
+    Astray,
     /// The unit that was translated from `rip` is no more.
     Gone { rip: u64 },
 }
@@ -35,12 +39,15 @@ pub struct Access {
     pub aligned: bool,
     /// By the page that is kept for the stack.
     pub stack: bool,
+    /// The check is for more than the instruction's own access.
+    pub group: bool,
 }
 
 /// All exits of the cache, by number.
 #[derive(Debug, Default)]
 pub struct Exits {
     all: Vec<Exit>,
+    steps: Vec<(Uop, u64)>,
 }
 
 impl Exits {
@@ -49,22 +56,29 @@ impl Exits {
         (self.all.len() - 1) as u32
     }
 
-    pub fn get(&self, n: u32) -> Option<Exit> {
-        self.all.get(n as usize).copied()
-    }
-
     pub fn set(&mut self, n: u32, exit: Exit) {
         if let Some(slot) = self.all.get_mut(n as usize) {
             *slot = exit;
         }
     }
 
-    pub fn clear(&mut self) {
-        self.all.clear();
+    pub fn get(&self, n: u32) -> Option<Exit> {
+        self.all.get(n as usize).copied()
     }
 
-    pub fn len(&self) -> usize {
-        self.all.len()
+    /// Keeps an instruction that the interpreter is to run, and the host page that it lies on.
+    pub fn add_step(&mut self, uop: Uop, page: u64) -> u32 {
+        self.steps.push((uop, page));
+        (self.steps.len() - 1) as u32
+    }
+
+    pub fn step(&self, n: u32) -> Option<(Uop, u64)> {
+        self.steps.get(n as usize).copied()
+    }
+
+    pub fn clear(&mut self) {
+        self.all.clear();
+        self.steps.clear();
     }
 }
 
@@ -75,6 +89,12 @@ pub enum Cold {
     Miss { jump: Fixup, exit: u32, stack: Option<(u8, i32)> },
     /// `jump` leads out.
     Leave { jump: Fixup, exit: u32 },
+    /// `jump` leads out after the flags have been put back: they and RAX stand in the context.
+    Restore { jump: Fixup, exit: u32 },
     /// A conditional branch that is taken: `count` instructions are complete.
     Taken { jump: Fixup, target: u64, count: u32 },
+    /// The same out of the fast form of a loop: `count` instructions of the iteration are complete.
+    Broken { jump: Fixup, target: u64, count: u32, len: u32, in_memory: bool },
+    /// Round a loop, of which `count` instructions are complete.
+    Back { jump: Fixup, count: u32 },
 }

@@ -1,15 +1,17 @@
 //! The binary translator: guest code is copied into host code with its registers renamed, its memory operands checked and its
 //! transfers of control linked, and runs there. What it has no form for the interpreter runs, one instruction at a time.
 //!
-//! `unit` makes units, `plan` says what becomes of each instruction, `emit` and `asm` make the code; `context` is what that
+//! `unit` makes units, `access` and `loops` find out which checks they can do without, `plan` says what becomes of each instruction, `emit` and `asm` make the code; `context` is what that
 //! code works on, `exits` and `thunks` how it leaves; `pages` knows which code stands where and whether it is still good,
 //! `tlb` keeps the translations that code may use; `cache` holds the code and enters it.
 
+mod access;
 mod asm;
 mod cache;
 mod context;
 mod emit;
 mod exits;
+mod loops;
 mod pages;
 mod plan;
 mod thunks;
@@ -25,10 +27,11 @@ use self::exits::{Exit, Exits};
 use self::pages::Pages;
 use self::thunks::Thunks;
 use self::tlb::Filled;
+use crate::interp::{Step, may_translate, run_one};
 use crate::mmu::access::canonical;
 use crate::state::{Vcpu, flags::ARITHMETIC};
 
-/// More than this are not run at once, so that the budget's top byte means what it should.
+/// More than this are not run at once.
 const MOST_ROOM: u64 = 1 << 40;
 
 /// How translation is done. Results never depend on it: tests take the short cuts away one by one.
@@ -47,6 +50,9 @@ impl Default for TranslateOptions {
         TranslateOptions { cache: 32 << 20, longest: unit::LONGEST, link: true }
     }
 }
+
+/// Number of the exit of a unit that was reached by mistake.
+const ASTRAY: u32 = 0;
 
 /// Translated code of one vCPU and what it takes to run it.
 #[derive(Debug)]
@@ -94,6 +100,8 @@ pub enum Next {
     Look,
     /// Let the interpreter run one instruction.
     Interpret,
+    /// Return to the caller.
+    Exit(crate::exit::Exit),
 }
 
 impl Translator {
@@ -125,7 +133,9 @@ impl Translator {
         let code = std::mem::take(&mut translator.asm.code);
         translator.cache.append(&code);
         translator.start = translator.cache.next();
-        translator.reset_targets();
+        translator.exits.add(Exit::Astray);
+        let nowhere = translator.thunks.exit;
+        translator.context.get_mut().jumps.iter_mut().for_each(|view| view.fill(nowhere));
         translator.forget_stack();
         Ok(translator)
     }
@@ -134,6 +144,8 @@ impl Translator {
     /// flag-neutral ones that the checks are made of.
     pub fn is_possible() -> bool {
         std::arch::is_x86_feature_detected!("bmi2")
+            && std::arch::is_x86_feature_detected!("bmi1")
+            && std::arch::is_x86_feature_detected!("lzcnt")
             && std::arch::is_x86_feature_detected!("sse4.2")
             && std::arch::is_x86_feature_detected!("popcnt")
             && std::arch::is_x86_feature_detected!("aes")
@@ -151,7 +163,7 @@ impl Translator {
         self.prepare(cpu);
         let mut left = room.saturating_sub(self.least_room()).clamp(1, MOST_ROOM);
         loop {
-            let Some(target) = self.find(cpu) else {
+            let Some(target) = self.known(cpu).or_else(|| self.find(cpu)) else {
                 self.stats.interpreted += 1;
                 return Next::Interpret;
             };
@@ -176,8 +188,14 @@ impl Translator {
             self.forget_stack();
         }
         let context = self.context.get_mut();
+        // Vector registers that were lent when the budget ran out were never used, and may have changed since.
+        context.vector = 0;
         context.fs_base = cpu.seg[4].base;
         context.gs_base = cpu.seg[5].base;
+        context.kernel_gs_base = cpu.kernel_gs_base;
+        context.other_flags = cpu.flags.other() & !(rflags::IF | rflags::RF | rflags::VM) | 2;
+        context.interrupts = u64::from(cpu.flags.is_set(rflags::IF));
+        context.quiet = u64::from(!cpu.interrupt_waiting);
     }
 
     /// Runs from a cache address until the code leaves, and acts on how it left. `None`: go on.
@@ -187,6 +205,7 @@ impl Translator {
         context.resident.copy_from_slice(&cpu.regs[8..12]);
         context.flags = pack_flags(cpu.flags.bits());
         context.budget = BUDGET_BIAS + *left;
+        (context.target, context.exit) = (cpu.rip, u64::from(ASTRAY));
         self.stats.entries += 1;
         let thunks = self.thunks;
         cache::enter(self, cpu, &thunks, target);
@@ -194,6 +213,9 @@ impl Translator {
         cpu.regs[..16].copy_from_slice(&context.gpr);
         cpu.regs[8..12].copy_from_slice(&context.resident);
         cpu.flags.set_arithmetic(unpack_flags(context.flags));
+        cpu.flags.remove(rflags::IF);
+        cpu.flags.insert(if context.interrupts != 0 { rflags::IF } else { 0 });
+        (cpu.seg[5].base, cpu.kernel_gs_base) = (context.gs_base, context.kernel_gs_base);
         // The last unit may have gone beyond zero, by less than a unit: that much room was kept.
         let over = BUDGET_BIAS.saturating_sub(context.budget);
         let now = context.budget.saturating_sub(BUDGET_BIAS);
@@ -223,25 +245,67 @@ impl Translator {
             Some(Exit::Indirect { rip, undo }) => {
                 self.arrive(cpu, rip, undo, target)
             }
-            Some(Exit::Interpret { rip, done } | Exit::Miss { rip, done, .. }) => {
+            Some(Exit::Interpret { rip, done, step }) => {
                 cpu.rip = rip;
                 cpu.count = cpu.count.wrapping_add(u64::from(done));
+                *left = left.saturating_sub(u64::from(done));
+                self.step(cpu, step, left)
+            }
+            Some(Exit::Miss { rip, done, access, .. }) => {
+                cpu.rip = rip;
+                cpu.count = cpu.count.wrapping_add(u64::from(done));
+                *left = left.saturating_sub(u64::from(done));
+                // A group may miss what its first access alone finds.
+                let alone = if access.group && *left > 0 { self.find_alone(cpu) } else { None };
+                if let Some(target) = alone {
+                    return self.enter(cpu, target, left);
+                }
                 self.stats.interpreted += 1;
                 Some(Next::Interpret)
             }
-            Some(Exit::Vectors { rip }) => {
+            Some(Exit::Vectors { rip, entry }) => {
                 cpu.rip = rip;
-                self.lend_vectors(cpu)
+                if !self.lend_vectors(cpu) {
+                    self.stats.interpreted += 1;
+                    return Some(Next::Interpret);
+                }
+                self.enter(cpu, entry, left)
             }
+            Some(Exit::Astray) => self.enter_found(cpu, left),
             Some(Exit::Gone { rip }) => {
                 cpu.rip = rip;
-                None
+                self.enter_found(cpu, left)
             }
             None => {
                 debug_assert!(false, "an exit that was never made");
                 Some(Next::Interpret)
             }
         }
+    }
+
+    /// Lets the interpreter run an instruction that was decoded for it.
+    fn step(&mut self, cpu: &mut Vcpu, step: u32, left: &mut u64) -> Option<Next> {
+        self.stats.interpreted += 1;
+        let Some((uop, page)) = self.exits.step(step) else { return Some(Next::Interpret) };
+        let before = cpu.count;
+        if let Step::Exit(exit) = run_one(cpu, uop, page) {
+            return Some(Next::Exit(exit));
+        }
+        *left = left.saturating_sub(cpu.count.wrapping_sub(before));
+        if *left == 0 || cpu.requests.any() || cpu.hooks.waiting() || !may_translate(cpu) {
+            return Some(Next::Look);
+        }
+        self.prepare(cpu);
+        None
+    }
+
+    /// What is known of the address leads nowhere: looks for its unit, or makes it, and enters that.
+    fn enter_found(&mut self, cpu: &mut Vcpu, left: &mut u64) -> Option<Next> {
+        let Some(target) = self.find(cpu) else {
+            self.stats.interpreted += 1;
+            return Some(Next::Interpret);
+        };
+        if *left == 0 { None } else { self.enter(cpu, target, left) }
     }
 
     /// An indirect branch has computed its target.
@@ -262,13 +326,12 @@ impl Translator {
 
     /// A unit needs the vector registers: gives them to it, unless an instruction of its kind would fault or the interpreter
     /// must see to unmasked exceptions.
-    fn lend_vectors(&mut self, cpu: &mut Vcpu) -> Option<Next> {
+    fn lend_vectors(&mut self, cpu: &mut Vcpu) -> bool {
         const MASKS: u32 = 0x1f80;
         let usable = cpu.cr0 & (cr0::TS | cr0::EM) == 0 && cpu.cr4 & cr4::OSFXSR != 0;
         let state = cpu.vector();
         if !usable || state.mxcsr & MASKS != MASKS {
-            self.stats.interpreted += 1;
-            return Some(Next::Interpret);
+            return false;
         }
         let (xmm, mxcsr) = (state.xmm, state.mxcsr);
         let context = self.context.get_mut();
@@ -277,7 +340,7 @@ impl Translator {
         }
         context.mxcsr = mxcsr;
         context.vector = 1;
-        None
+        true
     }
 
     /// Called by translated code for a page that it did not find; gives the cache address to go on at.
@@ -295,6 +358,7 @@ impl Translator {
         self.stats.flushes += 1;
         self.cache.truncate(self.start);
         self.exits.clear();
+        self.exits.add(Exit::Astray);
         self.pages.clear();
         self.reset_targets();
     }

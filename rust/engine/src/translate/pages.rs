@@ -5,13 +5,16 @@ use std::collections::HashMap;
 use std::hash::BuildHasherDefault;
 
 use super::Translator;
-use super::context::PAIRS;
+use super::context::{Context, PAIRS};
 use super::exits::Exit;
 use super::unit::{self, MOST_BYTES, Source};
 use crate::memory::PAGE;
 use crate::mix::Mix;
 use crate::mmu::access::Place;
 use crate::state::Vcpu;
+
+/// Set in the offset of a unit that checks each access alone.
+const ALONE: u16 = 1 << 15;
 
 /// Where a page of code is, and for whom its units were made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -74,13 +77,26 @@ struct Found {
 impl Translator {
     /// The entry of the unit at the vCPU's RIP, made if need be; `None` if the interpreter is to run the next instruction.
     pub(super) fn find(&mut self, cpu: &mut Vcpu) -> Option<u64> {
-        self.unit_at(cpu, cpu.rip).map(|found| found.entry)
+        let rip = cpu.rip;
+        let found = self.unit_at(cpu, rip, false)?;
+        if self.options.link {
+            let global = self.is_global(cpu, rip);
+            self.set_jump(rip, cpu.user_view, global, found.indirect);
+        }
+        Some(found.entry)
+    }
+
+    /// Where the table of indirect targets says that the unit at the vCPU's RIP is; it may be another address's, which the
+    /// unit itself finds out.
+    pub(super) fn known(&self, cpu: &Vcpu) -> Option<u64> {
+        let slot = self.context.get().jumps[usize::from(cpu.user_view)][Context::jump(cpu.rip)];
+        (slot != self.thunks.exit).then_some(slot)
     }
 
     /// Lets a jump lead straight to its target from now on.
     pub(super) fn link(&mut self, cpu: &mut Vcpu, rip: u64, field: u64, guard: Option<u64>) {
         let flushes = self.stats.flushes;
-        let Some(found) = self.unit_at(cpu, rip) else { return };
+        let Some(found) = self.unit_at(cpu, rip, false) else { return };
         if flushes != self.stats.flushes {
             // The jump went with everything else.
             return;
@@ -89,8 +105,8 @@ impl Translator {
             if found.pair == 0 {
                 return;
             }
-            let pairs = std::mem::offset_of!(super::context::Context, pairs) as u32;
-            self.cache.write(guard, &(pairs + u32::from(found.pair)).to_le_bytes());
+            let pairs = super::context::at_offset(std::mem::offset_of!(super::context::Context, pairs)).disp;
+            self.cache.write(guard, &(pairs + i32::from(found.pair)).to_le_bytes());
             let global = self.is_global(cpu, rip);
             self.set_pair(found.pair, rip & !(PAGE - 1), global);
         }
@@ -99,7 +115,7 @@ impl Translator {
 
     /// Lets indirect branches to an address find its unit.
     pub(super) fn remember_target(&mut self, cpu: &mut Vcpu, rip: u64) {
-        if let Some(found) = self.unit_at(cpu, rip) {
+        if let Some(found) = self.unit_at(cpu, rip, false) {
             let global = self.is_global(cpu, rip);
             self.set_jump(rip, cpu.user_view, global, found.indirect);
         }
@@ -110,7 +126,12 @@ impl Translator {
         entry.fetch == linear & !0xfff && entry.global
     }
 
-    fn unit_at(&mut self, cpu: &mut Vcpu, rip: u64) -> Option<Found> {
+    /// The entry of a unit that checks each access alone.
+    pub(super) fn find_alone(&mut self, cpu: &mut Vcpu) -> Option<u64> {
+        self.unit_at(cpu, cpu.rip, true).map(|found| found.entry)
+    }
+
+    fn unit_at(&mut self, cpu: &mut Vcpu, rip: u64, alone: bool) -> Option<Found> {
         let host = match cpu.fetch_place(rip) {
             Ok(Place::Ram(host) | Place::Rom(host)) => host,
             Ok(Place::Device(_)) => return None,
@@ -122,12 +143,12 @@ impl Translator {
         };
         let key = Key { linear: rip & !(PAGE - 1), host: host & !(PAGE - 1), user: cpu.user_view };
         let page = self.page(cpu, key);
-        let offset = (rip % PAGE) as u16;
+        let offset = (rip % PAGE) as u16 | if alone { ALONE } else { 0 };
         let known = &self.pages.all[page as usize];
         match known.units.get(&offset) {
             Some(Some(unit)) => Some(Found { indirect: unit.indirect, entry: unit.entry, pair: known.pair }),
             Some(None) => None,
-            None => self.make(cpu, page, rip),
+            None => self.make(cpu, page, rip, alone),
         }
     }
 
@@ -151,25 +172,27 @@ impl Translator {
     }
 
     /// Translates the unit at an address of a page.
-    fn make(&mut self, cpu: &mut Vcpu, page: u32, rip: u64) -> Option<Found> {
+    fn make(&mut self, cpu: &mut Vcpu, page: u32, rip: u64, alone: bool) -> Option<Found> {
         if self.cache.room() < MOST_BYTES {
             self.empty();
-            return self.unit_at(cpu, rip);
+            return self.unit_at(cpu, rip, alone);
         }
         let key = self.pages.all[page as usize].key;
         let offset = (rip % PAGE) as usize;
-        let mut code = [0; PAGE as usize];
-        let code = &mut code[offset..];
+        let mut code = [0; 15 * unit::LONGEST as usize];
+        let length = code.len().min(PAGE as usize - offset);
+        let code = &mut code[..length];
         cpu.memory.read_host(key.host + offset as u64, code);
         self.asm.start(self.cache.next());
         let longest = self.options.longest;
-        let source = Source { rip, code, user: key.user, features: cpu.features(), longest };
+        let source = Source { rip, code, page: key.host, user: key.user, features: cpu.features(), longest, alone };
         let made = unit::translate(&mut self.asm, &mut self.exits, &self.thunks, &source);
         // Making a unit watches its page: the vCPU's TLB has a change for ours.
         self.follow_changes(cpu);
         let page = &mut self.pages.all[page as usize];
+        let slot = offset as u16 | if alone { ALONE } else { 0 };
         let Some(made) = made else {
-            page.units.insert(offset as u16, None);
+            page.units.insert(slot, None);
             return None;
         };
         self.cache.append(&self.asm.code);
@@ -178,9 +201,9 @@ impl Translator {
         let unit =
             Unit { indirect: made.indirect, entry: made.entry, code: code[..usize::from(made.len)].into() };
         let found = Found { indirect: unit.indirect, entry: unit.entry, pair: page.pair };
-        page.units.insert(offset as u16, Some(unit));
+        page.units.insert(slot, Some(unit));
         page.gone.retain(|&(at, entry)| {
-            let same = at == offset as u16;
+            let same = at == slot;
             if same {
                 // What still leads to a unit that was here before goes on to the new one.
                 self.cache.aim(entry + 1, found.entry);
@@ -219,13 +242,13 @@ impl Translator {
         let (gone, linear) = (&mut page.gone, page.key.linear);
         let mut full = false;
         page.units.retain(|&offset, unit| {
-            let at = usize::from(offset);
+            let at = usize::from(offset & !ALONE);
             let Some(unit) = unit else { return false };
             if now[at..at + unit.code.len()] == *unit.code {
                 return true;
             }
             // Whoever still leads here leaves, until a successor is made.
-            let exit = exits.add(Exit::Gone { rip: linear + u64::from(offset) });
+            let exit = exits.add(Exit::Gone { rip: linear + at as u64 });
             asm.start(cache.next());
             asm.store_constant32(super::context::field!(exit), exit);
             asm.jmp(thunks.exit);

@@ -17,6 +17,12 @@ pub enum Plan {
     Push,
     Pop,
     Leave,
+    /// Division: its faults are looked for first.
+    Divide,
+    Cli,
+    Sti,
+    Swapgs,
+    Pushf,
     Jump,
     Branch,
     Call,
@@ -26,7 +32,7 @@ pub enum Plan {
 }
 
 /// The plan for an instruction in 64-bit mode.
-pub fn plan(insn: &Insn) -> Plan {
+pub fn plan(insn: &Insn, user: bool) -> Plan {
     let high = insn.operands.iter().any(|operand| matches!(operand, Operand::High { .. }));
     let special = insn.operands.iter().any(|operand| {
         matches!(
@@ -44,6 +50,11 @@ pub fn plan(insn: &Insn) -> Plan {
             if insn.op == Op::Push { Plan::Push } else { pop(insn) }
         }
         Op::Leave if insn.opsize == 8 => Plan::Leave,
+        Op::Div | Op::Idiv if insn.opsize >= 4 && !high => Plan::Divide,
+        Op::Cli if !user => Plan::Cli,
+        Op::Sti if !user => Plan::Sti,
+        Op::Swapgs if !user => Plan::Swapgs,
+        Op::Pushf if insn.opsize == 8 => Plan::Pushf,
         Op::Jmp => Plan::Jump,
         Op::Jcc => Plan::Branch,
         Op::Call if insn.opsize == 8 => Plan::Call,
@@ -64,7 +75,8 @@ fn is_lockable(insn: &Insn) -> bool {
     use Op::*;
     matches!(
         insn.op,
-        Add | Or | Adc | Sbb | And | Sub | Xor | Inc | Dec | Neg | Not | Xadd | Cmpxchg | Xchg | Bts | Btr | Btc
+        Add | Or | Adc | Sbb | And | Sub | Xor | Inc | Dec | Neg | Not | Xadd | Cmpxchg | Cmpxchg8b | Cmpxchg16b
+            | Xchg | Bts | Btr | Btc
     )
 }
 
@@ -123,7 +135,9 @@ fn is_integer(insn: &Insn, high: bool) -> bool {
         Add | Or | Adc | Sbb | And | Sub | Xor | Cmp | Test | Inc | Dec | Neg | Not | Rol | Ror | Rcl | Rcr
         | Shl | Shr | Sar | Mov | Movzx | Movsx | Setcc => true,
         _ if high => false,
-        Xadd | Cmpxchg | Shld | Shrd | Mul | Imul | Bsf | Bsr | Popcnt | Tzcnt | Lzcnt | Bswap | Movbe | Movnti
+        // Beyond their width the 16-bit forms differ from processor to processor.
+        Shld | Shrd => insn.opsize > 2,
+        Cmpxchg8b | Cmpxchg16b | Xadd | Cmpxchg | Mul | Imul | Bsf | Bsr | Popcnt | Tzcnt | Lzcnt | Bswap | Movbe | Movnti
         | Movsxd | Xchg | Cmovcc | Cbw | Cwd | Lahf | Sahf | Clc | Stc | Cmc | Mfence | Lfence | Sfence
         | Crc32 => true,
         // A bit offset in a register reaches beyond the operand.
@@ -164,12 +178,13 @@ fn is_vector(op: Op) -> bool {
     )
 }
 
-/// Whether a 16-byte memory operand must be aligned: legacy SSE does, but for these (SDM vol. 2, table 2-23).
+/// Whether a 16-byte memory operand must be aligned: legacy SSE's must, but for these (SDM vol. 2, table 2-23), and that
+/// of CMPXCHG16B.
 pub fn must_align(insn: &Insn) -> bool {
     use Op::*;
     insn.operands.iter().any(|operand| *operand == Operand::Mem { size: 16 })
         && !insn.prefixes.contains(Prefixes::VEX)
-        && is_vector(insn.op)
+        && (is_vector(insn.op) || insn.op == Op::Cmpxchg16b)
         && !matches!(insn.op, Lddqu | Movdqu | Movupd | Movups)
 }
 

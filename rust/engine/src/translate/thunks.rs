@@ -3,7 +3,7 @@
 use std::mem::offset_of;
 
 use super::asm::{Asm, Encoding, Escape, R8, R9, R10, R11, RAX, RBP, RCX, RDI, RDX, RSI, RSP, Rm, at};
-use super::context::{Context, Place, at_offset, field, place, saved};
+use super::context::{BELOW, Context, Place, at_offset, field, place, saved};
 
 const RBX: u8 = 3;
 const R12: u8 = 12;
@@ -117,13 +117,14 @@ fn emit_enter(asm: &mut Asm) {
     }
     asm.bytes(&[0x48, 0x83, 0xec, 8]); // sub rsp, 8
     asm.store(at(RDI, offset_of!(Context, host_rsp) as i32), RSP);
-    asm.mov(RSP, RDI);
+    asm.lea(RSP, at(RDI, -BELOW));
     asm.mov(R11, RSI);
     load_vectors(asm);
     load_flags(asm);
     for (guest, host) in pinned() {
         asm.load(host, saved(guest));
     }
+    asm.load(R10, field!(target));
     asm.bytes(&[0x41, 0xff, 0xe3]); // jmp r11
 }
 
@@ -151,7 +152,7 @@ fn emit_miss(asm: &mut Asm, refill: u64) {
     }
     save_flags(asm);
     save_vectors(asm);
-    asm.mov(RDI, RSP);
+    asm.lea(RDI, at(RSP, BELOW));
     asm.mov(RSI, R10);
     asm.load(RSP, field!(host_rsp));
     push(asm, RDI);
@@ -159,7 +160,7 @@ fn emit_miss(asm: &mut Asm, refill: u64) {
     asm.constant(RAX, refill);
     asm.bytes(&[0xff, 0xd0]); // call rax
     pop(asm, RCX);
-    asm.mov(RSP, RCX);
+    asm.lea(RSP, at(RCX, -BELOW));
     asm.mov(R11, RAX);
     load_vectors(asm);
     load_flags(asm);

@@ -7,12 +7,15 @@
 use trapgate_x86::features::Features;
 use trapgate_x86::insn::{Bits, Operand};
 use trapgate_x86::layout::Layout;
+use trapgate_x86::op::Op;
 use trapgate_x86::slots::decode_slots;
 
 use super::asm::{Asm, Encoding, Escape, R10, R11, RCX, RSP, Rm, at, indexed};
-use super::context::{BUDGET_TOP, Place, field, jumps_offset, place};
+use super::access::Groups;
+use super::context::{Place, field, jumps_offset, place};
 use super::emit::{Emitter, Fetched};
 use super::exits::{Cold, Exit, Exits};
+use super::loops::Loop;
 use super::plan::{self, Plan};
 use super::thunks::Thunks;
 use crate::mmu::access::canonical;
@@ -28,12 +31,16 @@ pub const MOST_BYTES: usize = 64 << 10;
 #[derive(Clone, Copy, Debug)]
 pub struct Source<'a> {
     pub rip: u64,
-    /// The bytes from there to the end of the page.
+    /// The bytes from there on, up to the end of the page or as many as a unit can have.
     pub code: &'a [u8],
+    /// Offset of the page in the host mapping.
+    pub page: u64,
     pub user: bool,
     pub features: Features,
     /// Instructions at most.
     pub longest: u32,
+    /// Check each access alone.
+    pub alone: bool,
 }
 
 /// Where a new unit is entered, by address in the cache.
@@ -48,24 +55,26 @@ pub struct Made {
 }
 
 /// An instruction and what becomes of it.
-type Planned<'a> = (Fetched<'a>, Plan);
+pub type Planned<'a> = (Fetched<'a>, Plan);
 
-/// Translates into the assembler's buffer. `None` if the first instruction is the interpreter's.
+/// Translates into the assembler's buffer. `None` if there is no instruction that ends in this page.
 pub fn translate(asm: &mut Asm, exits: &mut Exits, thunks: &Thunks, source: &Source<'_>) -> Option<Made> {
     let list = fetch(source);
-    let (first, plan) = list.first()?;
-    if *plan == Plan::Interpret {
-        return None;
-    }
-    let start = first.rip;
+    let start = list.first()?.0.rip;
+    let groups = Groups::of(&list, source.alone);
     let vectors = list.iter().any(|(_, plan)| *plan == Plan::Vector);
     let indirect = asm.here();
     let entry = arrivals(asm, exits, thunks, start, vectors);
     let mut unit = Flow {
-        emitter: Emitter { asm, exits, cold: Vec::new(), user: source.user, features: source.features, vectors },
+        emitter: Emitter { asm, exits, cold: Vec::new(), user: source.user, page: source.page, groups, fast: None },
         thunks,
         page: start & !0xfff,
+        entry,
+        head: None,
+        loops: None,
     };
+    let back = if source.alone { None } else { Loop::of(&list) };
+    unit.loops = back.as_ref().map(|_| start);
     let mut end = start;
     let mut open = true;
     for (f, plan) in &list {
@@ -78,6 +87,9 @@ pub fn translate(asm: &mut Asm, exits: &mut Exits, thunks: &Thunks, source: &Sou
     if open {
         let done = list.len() as u32;
         unit.leave_to(end, done);
+    }
+    if let Some(back) = back {
+        unit.fast_form(&list, back);
     }
     unit.finish();
     Some(Made { indirect, entry, len: (end - start) as u16 })
@@ -93,7 +105,7 @@ fn fetch<'a>(source: &Source<'a>) -> Vec<Planned<'a>> {
         let Ok((insn, slots)) = decode_slots(bytes, &layout, &source.features) else { break };
         let rip = source.rip.wrapping_add(at as u64);
         let fetched = Fetched { bytes, layout, insn, slots, rip, done: list.len() as u32 };
-        let mut plan = plan::plan(&insn);
+        let mut plan = plan::plan(&insn, source.user);
         if insn.operands[0] == Operand::Rel && !canonical(fetched.next().wrapping_add(insn.imm)) {
             plan = Plan::Interpret;
         }
@@ -101,12 +113,19 @@ fn fetch<'a>(source: &Source<'a>) -> Vec<Planned<'a>> {
         at += usize::from(insn.len);
         match plan {
             Plan::Interpret | Plan::Jump | Plan::Call | Plan::Return => break,
+            // A loop is a unit.
+            Plan::Branch if rip_of(&list) == source.rip => break,
             Plan::Branch if branches == MOST_BRANCHES => break,
             Plan::Branch => branches += 1,
             _ => {}
         }
     }
     list
+}
+
+/// The target of a list's last instruction, a direct branch.
+fn rip_of(list: &[Planned<'_>]) -> u64 {
+    list.last().map_or(0, |(f, _)| f.next().wrapping_add(f.insn.imm))
 }
 
 /// The unit's two entries. An indirect branch brings its target in R10: other targets share its slot.
@@ -122,9 +141,10 @@ fn arrivals(asm: &mut Asm, exits: &mut Exits, thunks: &Thunks, rip: u64, vectors
     asm.jmp(thunks.exit);
     let no_vectors = asm.here();
     if vectors {
-        let exit = exits.add(Exit::Vectors { rip });
+        let exit = exits.add(Exit::Vectors { rip, entry: 0 });
         asm.store_constant32(field!(exit), exit);
         asm.jmp(thunks.exit);
+        exits.set(exit, Exit::Vectors { rip, entry: asm.here() });
     }
     asm.bind(good);
     let entry = asm.here();
@@ -136,12 +156,24 @@ fn arrivals(asm: &mut Asm, exits: &mut Exits, thunks: &Thunks, rip: u64, vectors
     entry
 }
 
+/// The operand of a loop's counter of rounds.
+fn trip(rip: u64) -> super::asm::Address {
+    use super::context::{Context, TRIPS};
+    let n = (rip ^ rip >> 7) as usize % TRIPS;
+    super::context::at_offset(std::mem::offset_of!(Context, trips) + 8 * n)
+}
+
 /// Transfers of control of one unit.
 struct Flow<'a> {
     emitter: Emitter<'a>,
     thunks: &'a Thunks,
     /// Linear address of the unit's page.
     page: u64,
+    entry: u64,
+    /// The unit's own address, if it is a loop that may have a fast form.
+    loops: Option<u64>,
+    /// Where the head of the fast form is.
+    head: Option<u64>,
 }
 
 impl Flow<'_> {
@@ -156,8 +188,22 @@ impl Flow<'_> {
             }
             Plan::Branch => {
                 let jump = self.emitter.asm.jcc_later(f.insn.cond);
-                self.emitter.cold.push(Cold::Taken { jump, target, count: f.done + 1 });
+                let count = f.done + 1;
+                let back = self.loops == Some(target);
+                self.emitter.cold.push(match &self.emitter.fast {
+                    Some(fast) => {
+                        let (len, in_memory) = (fast.len, fast.counts_in_memory);
+                        Cold::Broken { jump, target, count, len, in_memory }
+                    }
+                    None if back => Cold::Back { jump, count },
+                    None => Cold::Taken { jump, target, count },
+                });
                 true
+            }
+            Plan::Jump if relative && self.loops == Some(target) => {
+                let jump = self.emitter.asm.jmp_later();
+                self.emitter.cold.push(Cold::Back { jump, count: f.done + 1 });
+                false
             }
             Plan::Jump if relative => {
                 self.leave_to(target, f.done + 1);
@@ -188,7 +234,7 @@ impl Flow<'_> {
 
     /// The interpreter runs the instruction.
     fn interpret(&mut self, f: &Fetched<'_>) {
-        let exit = self.emitter.exits.add(Exit::Interpret { rip: f.rip, done: f.done });
+        let exit = self.emitter.interpret(f);
         self.emitter.asm.store_constant32(field!(exit), exit);
         self.emitter.asm.jmp(self.thunks.exit);
     }
@@ -209,10 +255,10 @@ impl Flow<'_> {
                 self.emitter.stack_after_load(f, sp);
             }
             Operand::Gpr { reg, .. } => {
-                self.emitter.stack(f, sp, -8, 0, true);
+                self.emitter.stack(f, sp, -8, true);
                 self.emitter.read_target(reg);
             }
-            _ => self.emitter.stack(f, sp, -8, 0, true),
+            _ => self.emitter.stack(f, sp, -8, true),
         }
         let asm = &mut *self.emitter.asm;
         let slot = indexed(sp, R11, 0, -8);
@@ -234,7 +280,7 @@ impl Flow<'_> {
     fn return_(&mut self, f: &Fetched<'_>) {
         let Place::Host(sp) = place(4) else { return };
         let release = if let Operand::Imm { .. } = f.insn.operands[0] { f.insn.imm as i32 } else { 0 };
-        self.emitter.stack(f, sp, 0, 8, false);
+        self.emitter.stack(f, sp, 0, false);
         self.emitter.asm.load(R10, indexed(sp, R11, 0, 0));
         self.emitter.asm.lea(sp, at(sp, 8 + release));
         self.leave_indirect(f, 8 + release);
@@ -246,13 +292,86 @@ impl Flow<'_> {
         asm.load(RCX, field!(budget));
         asm.lea(RCX, at(RCX, -(count as i32)));
         asm.store(field!(budget), RCX);
-        asm.load_byte(RCX, BUDGET_TOP);
+        asm.shrx(RCX, RCX, RSP);
         asm.jrcxz_later()
+    }
+
+    /// Gives back what a loop was charged for iterations that it did not run: RCX of them, of which `count` instructions
+    /// are complete. The jump is taken when the budget is used up.
+    fn give_back(&mut self, len: u32, count: u32) -> super::asm::Fixup {
+        self.emitter.multiply(len);
+        let asm = &mut *self.emitter.asm;
+        asm.load(RCX, field!(budget));
+        asm.lea(RCX, indexed(RCX, R10, 0, -(count as i32)));
+        asm.store(field!(budget), RCX);
+        asm.shrx(RCX, RCX, RSP);
+        asm.jrcxz_later()
+    }
+
+    /// Emits head and fast form of a loop, unless one of its instructions turns out to have none.
+    fn fast_form(&mut self, list: &[Planned<'_>], back: Loop) {
+        let (code, cold) = (self.emitter.asm.code.len(), self.emitter.cold.len());
+        let head = self.emitter.asm.here();
+        let trip = trip(self.loops.unwrap_or(0));
+        self.emitter.loop_head(list, &back, trip, self.entry);
+        let (len, in_memory) = (back.len, back.counts_in_memory);
+        let fast = self.emitter.asm.here();
+        if in_memory {
+            self.emitter.asm.store(field!(iterations), RCX);
+        }
+        let start = self.emitter.asm.here();
+        self.emitter.fast = Some(back);
+        let (last, body) = match list.split_last() {
+            Some(((last, _), body)) => (last, body),
+            None => return,
+        };
+        let good = body.iter().all(|(f, plan)| match plan {
+            Plan::Branch => self.instruction(f, *plan),
+            _ => self.emitter.instruction(f, *plan).is_ok(),
+        });
+        self.emitter.fast = None;
+        if !good {
+            self.emitter.asm.code.truncate(code);
+            self.emitter.cold.truncate(cold);
+            return;
+        }
+        debug_assert!(fast <= start);
+        self.head = Some(head);
+        self.fast_end(last, len, in_memory, start, head);
+    }
+
+    /// The end of an iteration of the fast form: round again, back to the head when all that were allowed are done, or out.
+    fn fast_end(&mut self, last: &Fetched<'_>, len: u32, in_memory: bool, start: u64, head: u64) {
+        let asm = &mut *self.emitter.asm;
+        if in_memory {
+            asm.load(RCX, field!(iterations));
+        }
+        asm.lea(RCX, at(RCX, -1));
+        if in_memory {
+            asm.store(field!(iterations), RCX);
+        }
+        if last.insn.op == Op::Jmp {
+            asm.jrcxz(5);
+            asm.jmp(start);
+            return asm.jmp(head);
+        }
+        asm.jrcxz(11);
+        asm.jcc(last.insn.cond, start);
+        let out = asm.jmp_later();
+        asm.jcc(last.insn.cond, head);
+        asm.bind(out);
+        let used_up = self.give_back(len, 0);
+        self.leave_charged(last.next(), used_up);
     }
 
     /// Leaves to a known address after `count` instructions.
     fn leave_to(&mut self, target: u64, count: u32) {
         let used_up = self.charge(count);
+        self.leave_charged(target, used_up);
+    }
+
+    /// Leaves to a known address; the budget has been seen to.
+    fn leave_charged(&mut self, target: u64, used_up: super::asm::Fixup) {
         let asm = &mut *self.emitter.asm;
         let same_page = target & !0xfff == self.page;
         let (mut guard, mut missing) = (None, None);
@@ -294,6 +413,11 @@ impl Flow<'_> {
                     self.emitter.asm.bind(jump);
                     self.stub(exit, self.thunks.exit);
                 }
+                Cold::Restore { jump, exit } => {
+                    self.emitter.asm.bind(jump);
+                    self.emitter.restore_flags();
+                    self.stub(exit, self.thunks.exit);
+                }
                 Cold::Miss { jump, exit, stack } => {
                     self.emitter.asm.bind(jump);
                     if let Some((base, low)) = stack {
@@ -301,12 +425,42 @@ impl Flow<'_> {
                     }
                     self.stub(exit, self.thunks.miss);
                 }
+                Cold::Broken { jump, target, count, len, in_memory } => {
+                    self.emitter.asm.bind(jump);
+                    if in_memory {
+                        self.emitter.asm.load(RCX, field!(iterations));
+                    }
+                    let used_up = self.give_back(len, count);
+                    self.leave_charged(target, used_up);
+                }
+                Cold::Back { jump, count } => {
+                    self.emitter.asm.bind(jump);
+                    self.round(count);
+                }
                 Cold::Taken { jump, target, count } => {
                     self.emitter.asm.bind(jump);
                     self.leave_to(target, count);
                 }
             }
         }
+    }
+
+    /// Round a loop in its plain form, and now and then to the head of the fast one.
+    fn round(&mut self, count: u32) {
+        let rip = self.loops.unwrap_or(self.page);
+        let Some(head) = self.head else { return self.leave_to(rip, count) };
+        let used_up = self.charge(count);
+        let trip = trip(rip);
+        let asm = &mut *self.emitter.asm;
+        asm.load(RCX, trip);
+        asm.lea(RCX, at(RCX, -1));
+        asm.store(trip, RCX);
+        asm.jrcxz(5);
+        asm.jmp(self.entry);
+        asm.jmp(head);
+        asm.bind(used_up);
+        let exit = self.emitter.exits.add(Exit::Gone { rip });
+        self.stub(exit, self.thunks.exit);
     }
 
     fn stub(&mut self, exit: u32, thunk: u64) {

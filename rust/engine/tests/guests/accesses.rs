@@ -406,3 +406,26 @@ fn device_memory_is_read_and_written_once_each_with_its_own_count() {
     let seen: Vec<_> = g.board().mmio.iter().map(|m| (m.count, m.at - DEVICE, m.size, m.written)).collect();
     assert_eq!(seen, [(1, 8, 4, None), (2, 2, 2, Some(0x5678)), (3, 8, 1, None), (3, 8, 1, Some(0x79))]);
 }
+
+#[test]
+fn a_push_across_two_pages_reaches_both() {
+    // The page before the stack's is another one than the one before it in memory.
+    let (low, high) = (DATA, DATA + 0x1000);
+    let mut g = Guest::long();
+    g.map(low, DATA + 0x8000, P | W);
+    g.map(high, DATA + 0x3000, P | W);
+    g.program(|a| {
+        a.mov(rsp, high + 0x10)?;
+        a.push(rax)?;
+        a.mov(rsp, high + 3)?;
+        a.mov(rax, 0x8877_6655_4433_2211u64)?;
+        a.push(rax)?;
+        a.pop(rcx)?;
+        a.hlt()
+    });
+    g.expect_halt();
+    assert_eq!(g.reg(RCX), 0x8877_6655_4433_2211);
+    assert_eq!(g.peek(DATA + 0x8ff8, 8), [0, 0, 0, 0x11, 0x22, 0x33, 0x44, 0x55]);
+    assert_eq!(g.peek(DATA + 0x3000, 4), [0x66, 0x77, 0x88, 0]);
+    assert_eq!(g.peek(DATA + 0x2ff8, 8), [0; 8]);
+}

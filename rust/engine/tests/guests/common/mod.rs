@@ -8,6 +8,7 @@
 
 pub mod board;
 pub mod code;
+pub mod engines;
 pub mod tables;
 
 use std::sync::Arc;
@@ -183,7 +184,9 @@ impl Guest {
         cpu.idtr = Table { base: IDT, limit: 0xfff };
         cpu.set_rflags(rflags::FIXED);
         cpu.xcr0 = 1;
-        Guest { engine: Engine::new(cpu), memory, board, next_table: TABLES }
+        let mut engine = Engine::new(cpu);
+        engines::choose(&mut engine);
+        Guest { engine, memory, board, next_table: TABLES }
     }
 
     fn write_gdt(&mut self) {
@@ -440,6 +443,12 @@ impl Guest {
     /// Raises an interrupt at a count.
     pub fn at_count(&self, count: u64, line: Line) {
         self.board().schedule.push((count, line));
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        engines::tell(&self.engine);
     }
 }
 

@@ -1,0 +1,330 @@
+//! Loops of one unit: instead of checking accesses in every iteration, the pages that they walk through are looked up once,
+//! and the loop then runs without checks for as many iterations as stay inside them.
+//!
+//! A loop qualifies if each address is made of registers that an iteration leaves alone or adds a constant to. It starts in
+//! its plain form; when that has come round a few times the head below is tried. Nothing in the fast form can fault or leave
+//! but by a branch, and the instructions of all its iterations are charged beforehand; what a branch leaves over is given back.
+
+use trapgate_x86::insn::{Operand, RIP};
+
+use super::access::{Group, Groups};
+use super::asm::{Address, Asm, Encoding, Escape, R10, R11, RCX, RSP, Rm, at, indexed};
+use super::context::{BUDGET_BIAS, GROUPS, Place, field, place, slot, tlb_offset};
+use super::emit::{Emitter, Fetched, counts_by_cl, group_slot};
+use super::plan::Plan;
+use super::unit::Planned;
+
+/// Iterations below which the head is not worth its while.
+const LEAST: i8 = 8;
+/// Iterations at most between two looks at the budget.
+const MOST: u32 = 1 << 14;
+/// Rounds of the plain form before the head is tried: at first, and after it failed.
+pub const FIRST_TRIP: u32 = 8;
+const LATER_TRIP: u32 = 64;
+
+/// What the host address of a group is computed from in each iteration, besides a kept part.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Varies {
+    /// The base register; an index, if there is one, is in the kept part.
+    Base,
+    /// The index register; the base is in the kept part.
+    Index,
+    /// Nothing: all of the address is in the kept part.
+    Nothing,
+}
+
+/// One group of accesses in a loop.
+#[derive(Clone, Copy, Debug)]
+struct Part {
+    group: Group,
+    varies: Varies,
+    /// Bytes that the addresses move on by in an iteration.
+    step: i64,
+    /// Position of an instruction of the group.
+    example: usize,
+    /// Offset of an operand that must be aligned to 16 bytes.
+    aligned: Option<i64>,
+}
+
+/// A loop that qualifies.
+#[derive(Debug)]
+pub struct Loop {
+    parts: Vec<Part>,
+    groups: Groups,
+    /// Instructions of an iteration.
+    pub len: u32,
+    /// The count of iterations stands in the context, since instructions need RCX.
+    pub counts_in_memory: bool,
+}
+
+impl Loop {
+    /// Finds whether a unit is one: its last instruction branches to its first.
+    pub fn of(list: &[Planned<'_>]) -> Option<Loop> {
+        let (first, last) = (&list.first()?.0, &list.last()?.0);
+        let closes = list.last()?.1;
+        let back = last.insn.operands[0] == Operand::Rel
+            && matches!(closes, Plan::Branch | Plan::Jump)
+            && last.next().wrapping_add(last.insn.imm) == first.rip;
+        let plain = |(f, plan): &Planned<'_>| match plan {
+            Plan::Copy | Plan::Vector | Plan::Nothing | Plan::Branch => true,
+            Plan::Lea => f.insn.mem.base != RIP && !lives_in_memory(f.insn.mem.base) && !lives_in_memory(f.insn.mem.index),
+            _ => false,
+        };
+        if !back || !list[..list.len() - 1].iter().all(plain) {
+            return None;
+        }
+        let (groups, end) = Groups::in_loop(list);
+        let mut parts = Vec::new();
+        for (n, group) in groups.all.iter().enumerate().take(GROUPS + 1) {
+            parts.push(part(list, &groups, n, group, &end)?);
+        }
+        // Everything that touches memory must be in a group.
+        let touches = |f: &Fetched<'_>, plan: Plan| {
+            matches!(plan, Plan::Copy | Plan::Vector)
+                && f.insn.operands.iter().any(|operand| matches!(operand, Operand::Mem { .. }))
+        };
+        let all = list.iter().zip(&groups.members).all(|((f, plan), member)| member.is_some() || !touches(f, *plan));
+        if !all || parts.is_empty() || parts.len() > GROUPS {
+            return None;
+        }
+        let counts_in_memory = list.iter().any(|(f, _)| needs_scratch(f));
+        Some(Loop { parts, groups, len: list.len() as u32, counts_in_memory })
+    }
+
+    /// Whether the second part has a register as well as the first.
+    fn both_in_registers(&self) -> bool {
+        self.parts.len() == 2 && !self.counts_in_memory
+    }
+
+    /// Registers that an instruction of the loop may borrow, one with a memory operand or without.
+    pub fn free(&self) -> &'static [u8] {
+        match (self.counts_in_memory, self.both_in_registers()) {
+            (true, _) => &[R11, RCX],
+            (false, true) => &[],
+            (false, false) => &[R11],
+        }
+    }
+}
+
+fn lives_in_memory(reg: u8) -> bool {
+    reg < 16 && matches!(place(reg), Place::Slot(_))
+}
+
+/// Whether an instruction may need a register besides those that hold parts of addresses.
+fn needs_scratch(f: &Fetched<'_>) -> bool {
+    let mem = &f.insn.mem;
+    let operand = |operand: &Operand| match operand {
+        Operand::Gpr { reg, .. } => lives_in_memory(*reg),
+        Operand::High { .. } => true,
+        _ => false,
+    };
+    f.insn.operands.iter().any(operand)
+        || lives_in_memory(mem.base)
+        || lives_in_memory(mem.index)
+        || counts_by_cl(&f.insn)
+        || matches!(f.insn.op, trapgate_x86::op::Op::Cmpxchg8b | trapgate_x86::op::Op::Cmpxchg16b)
+}
+
+/// What a group is in the loop, if its addresses move regularly. `end` gives for each register how much an iteration adds
+/// to it, `None` where it does more than add.
+fn part(list: &[Planned<'_>], groups: &Groups, n: usize, group: &Group, end: &[Option<i64>; 16]) -> Option<Part> {
+    let of = |i: &usize| groups.members[*i].is_some_and(|member| member.group == n);
+    let example = (0..list.len()).find(of)?;
+    let mem = &list[example].0.insn.mem;
+    let step = |reg: u8| if reg < 16 { end[usize::from(reg)] } else { Some(0) };
+    let (base, index) = (step(mem.base)?, step(mem.index)? << mem.scale);
+    let varies = match (base, index) {
+        (0, 0) => Varies::Nothing,
+        (_, 0) => Varies::Base,
+        (0, _) => Varies::Index,
+        _ => return None,
+    };
+    let mut aligned = None;
+    for i in (0..list.len()).filter(of) {
+        if !super::plan::must_align(&list[i].0.insn) {
+            continue;
+        }
+        let offset = groups.members[i]?.offset;
+        if *aligned.get_or_insert(offset) & 15 != offset & 15 || (base + index) % 16 != 0 {
+            return None;
+        }
+    }
+    let step = base + index;
+    (step.abs() <= 1024 && group.high - group.low <= 1024).then_some(Part {
+        group: *group,
+        varies,
+        step,
+        example,
+        aligned,
+    })
+}
+
+/// `opcode reg, rm`, 64 bits.
+fn op(asm: &mut Asm, opcode: u8, reg: u8, rm: Rm) {
+    asm.emit(&Encoding::new(Escape::None, opcode, true, reg, rm));
+}
+
+/// `opcode /extension rm, imm`, 64 bits.
+fn op_imm(asm: &mut Asm, opcode: u8, extension: u8, rm: Rm, imm: &[u8]) {
+    let plain = Encoding::new(Escape::None, opcode, true, extension, rm);
+    asm.emit(&Encoding { imm, ..plain });
+}
+
+const ADD: u8 = 0x03;
+const SUB: u8 = 0x2b;
+const CMP: u8 = 0x3b;
+const ABOVE: u8 = 7;
+const ABOVE_OR_EQUAL: u8 = 3;
+const BELOW: u8 = 2;
+const NOT_ZERO: u8 = 5;
+
+fn shift_right(asm: &mut Asm, reg: u8, count: u32) {
+    if count > 0 {
+        op_imm(asm, 0xc1, 5, Rm::Reg(reg), &[count as u8]);
+    }
+}
+
+/// The power of two, as its exponent, that a number does not exceed.
+fn log2_up(value: u64) -> u32 {
+    value.next_power_of_two().trailing_zeros()
+}
+
+impl Emitter<'_> {
+    /// Emits the head of a loop. Falls through into its fast form, or goes to `plain`.
+    pub fn loop_head(&mut self, list: &[Planned<'_>], l: &Loop, trip: Address, plain: u64) {
+        self.asm.store_constant32(trip, FIRST_TRIP);
+        self.keep_flags();
+        // As many iterations as the budget allows.
+        self.asm.load(RCX, field!(budget));
+        op_imm(self.asm, 0x81, 5, Rm::Reg(RCX), &(BUDGET_BIAS as u32).to_le_bytes());
+        shift_right(self.asm, RCX, log2_up(u64::from(l.len)));
+        self.asm.constant(R10, u64::from(MOST));
+        op(self.asm, CMP, RCX, Rm::Reg(R10));
+        self.asm.emit(&Encoding::new(Escape::M0f, 0x47, true, RCX, Rm::Reg(R10))); // cmova
+        self.asm.store(field!(iterations), RCX);
+        let mut failures = Vec::new();
+        for (n, part) in l.parts.iter().enumerate() {
+            let f = &list[part.example].0;
+            self.loop_part(f, n, part, &mut failures);
+        }
+        self.asm.load(RCX, field!(iterations));
+        op_imm(self.asm, 0x83, 7, Rm::Reg(RCX), &[LEAST as u8]);
+        failures.push(self.asm.jcc_later(BELOW));
+        op_imm(self.asm, 0x69, R10, Rm::Reg(RCX), &l.len.to_le_bytes()); // imul r10, rcx, len
+        op(self.asm, 0x29, R10, Rm::Mem(field!(budget)));
+        self.asm.load(R10, group_slot(0));
+        if l.both_in_registers() {
+            self.asm.load(R11, group_slot(1));
+        }
+        self.restore_flags();
+        let fast = self.asm.jmp_later();
+        for failure in failures {
+            self.asm.bind(failure);
+        }
+        self.asm.store_constant32(trip, LATER_TRIP);
+        self.restore_flags();
+        self.asm.jmp(plain);
+        self.asm.bind(fast);
+    }
+
+    /// Looks one group's page up, keeps its part of the address and lowers the number of iterations to what stays inside.
+    fn loop_part(&mut self, f: &Fetched<'_>, n: usize, part: &Part, failures: &mut Vec<super::asm::Fixup>) {
+        let mem = &f.insn.mem;
+        let Group { low, high, write, .. } = part.group;
+        let span = high - low;
+        self.loop_address(f, low);
+        let view = tlb_offset(self.user);
+        self.asm.pext(R11, R10, field!(index_mask));
+        self.asm.rorx(R11, R11, 62);
+        self.asm.load(RCX, indexed(RSP, R11, 3, if write { view + 8 } else { view }));
+        op(self.asm, ADD, RCX, Rm::Reg(R10));
+        // RCX is the offset in the page, or out of reach.
+        op_imm(self.asm, 0x81, 7, Rm::Reg(RCX), &((4096 - span) as u32).to_le_bytes());
+        failures.push(self.asm.jcc_later(ABOVE));
+        self.asm.load(R11, indexed(RSP, R11, 3, view + 16));
+        match part.varies {
+            Varies::Base => self.add_scaled(mem.index, mem.scale),
+            Varies::Index => self.add_scaled(mem.base, 0),
+            // All of the address of the lowest byte.
+            Varies::Nothing => self.asm.lea(R11, indexed(R11, R10, 0, 0)),
+        }
+        self.asm.store(group_slot(n), R11);
+        if let Some(offset) = part.aligned {
+            self.asm.lea(R11, at(RCX, (offset - low) as i32));
+            op_imm(self.asm, 0xf7, 0, Rm::Reg(R11), &15u32.to_le_bytes());
+            failures.push(self.asm.jcc_later(NOT_ZERO));
+        }
+        match part.step {
+            0 => return,
+            1.. => {
+                self.asm.constant(R10, (4096 - span) as u64);
+                op(self.asm, SUB, R10, Rm::Reg(RCX));
+            }
+            _ => self.asm.mov(R10, RCX),
+        }
+        shift_right(self.asm, R10, log2_up(part.step.unsigned_abs()));
+        self.asm.lea(R10, at(R10, 1));
+        op(self.asm, CMP, R10, Rm::Mem(field!(iterations)));
+        let enough = self.asm.jcc_later(ABOVE_OR_EQUAL);
+        self.asm.store(field!(iterations), R10);
+        self.asm.bind(enough);
+    }
+
+    /// The address of a group's lowest byte when an iteration begins, in R10.
+    fn loop_address(&mut self, f: &Fetched<'_>, low: i64) {
+        let mem = &f.insn.mem;
+        if mem.base >= 16 && mem.index >= 16 {
+            return self.asm.constant(R10, low as u64);
+        }
+        let base = (mem.base < 16).then(|| self.borrow(place(mem.base), R10));
+        let index = (mem.index < 16).then(|| (self.borrow(place(mem.index), R11), mem.scale));
+        self.asm.lea(R10, Address { base, index, disp: low as i32 });
+    }
+
+    /// Adds a register, scaled, to R11. Keeps RCX.
+    fn add_scaled(&mut self, reg: u8, scale: u8) {
+        if reg >= 16 {
+            return;
+        }
+        let host = self.borrow(place(reg), R10);
+        self.asm.lea(R11, indexed(R11, host, scale, 0));
+    }
+
+    /// The host operand of an access in the fast form. May use RCX where counts stand in memory; whether it did.
+    pub fn loop_operand(&mut self, f: &Fetched<'_>, l: &Loop) -> (Address, bool) {
+        let mem = &f.insn.mem;
+        let Some(member) = l.groups.members.get(f.done as usize).copied().flatten() else { return (at(R10, 0), false) };
+        let part = &l.parts[member.group];
+        let kept = if member.group == 0 { R10 } else { R11 };
+        if member.group > 0 && !l.both_in_registers() {
+            self.asm.load(R11, group_slot(member.group));
+        }
+        let mut used = false;
+        let mut register = |emitter: &mut Emitter<'_>, reg: u8| match place(reg) {
+            Place::Host(host) => host,
+            Place::Slot(n) => {
+                used = true;
+                emitter.asm.load(RCX, slot(n));
+                RCX
+            }
+        };
+        let address = match part.varies {
+            Varies::Base => indexed(register(self, mem.base), kept, 0, mem.disp as i32),
+            Varies::Index => indexed(kept, register(self, mem.index), mem.scale, mem.disp as i32),
+            Varies::Nothing => at(kept, (member.offset - part.group.low) as i32),
+        };
+        (address, used)
+    }
+
+    /// `R10 = RCX * factor` by instructions that leave flags alone.
+    pub fn multiply(&mut self, factor: u32) {
+        self.asm.mov(R10, RCX);
+        for bit in (0..factor.ilog2()).rev() {
+            if factor >> bit & 1 != 0 {
+                self.asm.lea(R10, indexed(RCX, R10, 1, 0));
+            } else {
+                self.asm.lea(R10, indexed(R10, R10, 0, 0));
+            }
+        }
+    }
+}
