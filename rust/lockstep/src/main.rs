@@ -156,7 +156,11 @@ fn run() -> Result<bool, AnyError> {
             } else {
                 let longest = options.number("longest", 48)? as u32;
                 let link = options.get("link") != Some("no");
-                paranoid::Against::Translated(TranslateOptions { longest, link, ..TranslateOptions::default() })
+                paranoid::Against::Translated(TranslateOptions {
+                    longest,
+                    link,
+                    ..TranslateOptions::default()
+                })
             };
             let plan = paranoid::Plan {
                 against,

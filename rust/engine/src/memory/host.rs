@@ -340,14 +340,22 @@ impl HostRam {
         unsafe {
             let value = value.to_u64();
             match T::SIZE {
-                1 => std::arch::asm!("rep stosb", inout("rcx") count => _, inout("rdi") target => _, in("rax") value,
-                    options(nostack, preserves_flags)),
-                2 => std::arch::asm!("rep stosw", inout("rcx") count => _, inout("rdi") target => _, in("rax") value,
-                    options(nostack, preserves_flags)),
-                4 => std::arch::asm!("rep stosd", inout("rcx") count => _, inout("rdi") target => _, in("rax") value,
-                    options(nostack, preserves_flags)),
-                _ => std::arch::asm!("rep stosq", inout("rcx") count => _, inout("rdi") target => _, in("rax") value,
-                    options(nostack, preserves_flags)),
+                1 => {
+                    std::arch::asm!("rep stosb", inout("rcx") count => _, inout("rdi") target => _, in("rax") value,
+                    options(nostack, preserves_flags))
+                }
+                2 => {
+                    std::arch::asm!("rep stosw", inout("rcx") count => _, inout("rdi") target => _, in("rax") value,
+                    options(nostack, preserves_flags))
+                }
+                4 => {
+                    std::arch::asm!("rep stosd", inout("rcx") count => _, inout("rdi") target => _, in("rax") value,
+                    options(nostack, preserves_flags))
+                }
+                _ => {
+                    std::arch::asm!("rep stosq", inout("rcx") count => _, inout("rdi") target => _, in("rax") value,
+                    options(nostack, preserves_flags))
+                }
             }
         }
         #[cfg(not(target_arch = "x86_64"))]

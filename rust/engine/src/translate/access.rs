@@ -78,20 +78,28 @@ impl Groups {
         let mut keys = Vec::new();
         for (f, plan) in list {
             let found = access(f, *plan, &registers, aligned);
-            let member = found.map(|(key, offset, size, write)| {
-                groups.join(&mut keys, alone, key, offset, size, write)
-            });
+            let member = found
+                .map(|(key, offset, size, write)| groups.join(&mut keys, alone, key, offset, size, write));
             groups.members.push(member);
             registers.follow(&f.insn, *plan);
         }
         (groups, registers)
     }
 
-    fn join(&mut self, keys: &mut Vec<Key>, alone: bool, key: Key, offset: i64, size: i64, write: bool) -> Member {
+    fn join(
+        &mut self,
+        keys: &mut Vec<Key>,
+        alone: bool,
+        key: Key,
+        offset: i64,
+        size: i64,
+        write: bool,
+    ) -> Member {
         let (low, high) = (offset, offset.saturating_add(size));
         for (n, group) in self.all.iter_mut().enumerate() {
             let (from, to) = (group.low.min(low), group.high.max(high));
-            if keys[n] == key && !alone && n < GROUPS && to.checked_sub(from).is_some_and(|span| span <= SPAN) {
+            if keys[n] == key && !alone && n < GROUPS && to.checked_sub(from).is_some_and(|span| span <= SPAN)
+            {
                 (group.low, group.high) = (from, to);
                 group.write |= write;
                 group.members += 1;
@@ -210,10 +218,14 @@ fn constant_added(insn: &Insn) -> Option<(u8, i64)> {
     let Operand::Gpr { reg, size: 8 } = insn.operands[0] else { return None };
     match insn.op {
         Op::Add if matches!(insn.operands[1], Operand::Imm { .. }) => Some((reg, insn.imm as i64)),
-        Op::Sub if matches!(insn.operands[1], Operand::Imm { .. }) => Some((reg, (insn.imm as i64).wrapping_neg())),
+        Op::Sub if matches!(insn.operands[1], Operand::Imm { .. }) => {
+            Some((reg, (insn.imm as i64).wrapping_neg()))
+        }
         Op::Inc => Some((reg, 1)),
         Op::Dec => Some((reg, -1)),
-        Op::Lea if insn.mem.base == reg && insn.mem.index >= 16 && insn.addrsize == 8 => Some((reg, insn.mem.disp)),
+        Op::Lea if insn.mem.base == reg && insn.mem.index >= 16 && insn.addrsize == 8 => {
+            Some((reg, insn.mem.disp))
+        }
         _ => None,
     }
 }

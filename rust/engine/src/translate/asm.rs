@@ -289,11 +289,6 @@ impl Asm {
         self.emit(&Encoding { vex: Some(vex), ..plain });
     }
 
-    /// `movzx to, word from`.
-    pub fn low_word(&mut self, to: u8, from: u8) {
-        self.emit(&Encoding::new(Escape::M0f, 0xb7, false, to, Rm::Reg(from)));
-    }
-
     /// `rorx to, from, count`, 64 bits: BMI2, leaves flags alone.
     pub fn rorx(&mut self, to: u8, from: u8, count: u8) {
         let vex = Vex { vvvv: 0, l: false, pp: 3 };
@@ -402,16 +397,16 @@ mod tests {
 
     #[test]
     fn instructions_are_what_they_are_called() {
-        assert_eq!(text(|a| a.load(R8, at(RSP, 0x20))), "mov r8,[rsp+20h]");
-        assert_eq!(text(|a| a.store(indexed(R9, R11, 0, -8), RAX)), "mov [r9+r11-8],rax");
-        assert_eq!(text(|a| a.pext(R11, R10, at(RSP, 0x28))), "pext r11,r10,[rsp+28h]");
-        assert_eq!(text(|a| a.shrx(RCX, RCX, RSP)), "shrx rcx,rcx,rsp");
-        assert_eq!(text(|a| a.rorx(R11, R10, 62)), "rorx r11,r10,3Eh");
-        assert_eq!(text(|a| a.constant(R10, 5)), "mov r10d,5");
-        assert_eq!(text(|a| a.constant(RCX, u64::MAX)), "mov rcx,0FFFFFFFFFFFFFFFFh");
-        assert_eq!(text(|a| a.constant(R10, 1 << 40)), "mov r10,10000000000h");
-        assert_eq!(text(|a| a.load_byte(RCX, at(RSP, 0x27))), "movzx ecx,byte ptr [rsp+27h]");
-        assert_eq!(text(|a| a.jmp_mem(indexed(RSP, R11, 3, 0x1000))), "jmp qword ptr [rsp+r11*8+1000h]");
-        assert_eq!(text(|a| a.jmp(0x2000)), "jmp 0000000000002000h");
+        assert_eq!(text(|a| a.load(R8, at(RSP, 0x20))), "mov r8, [rsp+0x20]");
+        assert_eq!(text(|a| a.store(indexed(R9, R11, 0, -8), RAX)), "mov [r9+r11-8], rax");
+        assert_eq!(text(|a| a.pext(R11, R10, at(RSP, 0x28))), "pext r11, r10, [rsp+0x28]");
+        assert_eq!(text(|a| a.shrx(RCX, RCX, RSP)), "shrx rcx, rcx, rsp");
+        assert_eq!(text(|a| a.rorx(R11, R10, 62)), "rorx r11, r10, 0x3e");
+        assert_eq!(text(|a| a.constant(R10, 5)), "mov r10d, 5");
+        assert_eq!(text(|a| a.constant(RCX, u64::MAX)), "mov rcx, 0xffffffffffffffff");
+        assert_eq!(text(|a| a.constant(R10, 1 << 40)), "mov r10, 0x10000000000");
+        assert_eq!(text(|a| a.load_byte(RCX, at(RSP, 0x27))), "movzx ecx, byte ptr [rsp+0x27]");
+        assert_eq!(text(|a| a.jmp_mem(indexed(RSP, R11, 3, 0x1000))), "jmp qword ptr [rsp+r11*8+0x1000]");
+        assert_eq!(text(|a| a.jmp(0x2000)), "jmp 0x2000");
     }
 }

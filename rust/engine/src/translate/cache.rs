@@ -64,10 +64,6 @@ impl CodeCache {
         self.size - self.used
     }
 
-    pub fn used(&self) -> usize {
-        self.used
-    }
-
     /// Forgets all code from an address on, which must be one that [`Self::next`] gave.
     pub fn truncate(&mut self, to: u64) {
         let offset = to.wrapping_sub(self.runnable.as_ptr() as u64) as usize;
@@ -80,7 +76,7 @@ impl CodeCache {
         let at = self.next();
         self.used += code.len();
         // Entries on 16-byte boundaries are fetched best.
-        self.used = (self.used + 15 & !15).min(self.size);
+        self.used = ((self.used + 15) & !15).min(self.size);
         self.write(at, code);
     }
 
@@ -96,16 +92,6 @@ impl CodeCache {
     pub fn aim(&mut self, field: u64, target: u64) {
         let relative = target.wrapping_sub(field + 4) as i32;
         self.write(field, &relative.to_le_bytes());
-    }
-
-    /// A copy of the code at a cache address.
-    pub fn read(&self, at: u64, length: usize) -> Vec<u8> {
-        let offset = at.wrapping_sub(self.runnable.as_ptr() as u64) as usize;
-        let end = offset.saturating_add(length).min(self.used);
-        let mut bytes = vec![0; end.saturating_sub(offset)];
-        // SAFETY: in bounds by construction.
-        unsafe { ptr::copy_nonoverlapping(self.writable.as_ptr().add(offset), bytes.as_mut_ptr(), bytes.len()) }
-        bytes
     }
 }
 
@@ -201,7 +187,8 @@ pub fn enter(translator: &mut Translator, cpu: &mut Vcpu, thunks: &Thunks, targe
     // return its pointers are the only way to the two values; the helper uses them one call at a time.
     unsafe {
         (*context).session = &raw mut session as u64;
-        let enter: extern "C" fn(*mut Context, u64) = std::mem::transmute(thunks.enter as usize as *const c_void);
+        let enter: extern "C" fn(*mut Context, u64) =
+            std::mem::transmute(thunks.enter as usize as *const c_void);
         enter(context, target);
         (*context).session = 0;
     }

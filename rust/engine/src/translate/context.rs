@@ -41,7 +41,7 @@ pub struct Entry {
 /// The entry of an index while it holds nothing: the tag of a page that belongs to an index far away, so that no address that
 /// leads here can match, not even by its last byte.
 pub const fn empty(index: usize) -> Entry {
-    let tag = (((index ^ TLB_SIZE / 2) as u64) << 12).wrapping_neg();
+    let tag = (((index ^ (TLB_SIZE / 2)) as u64) << 12).wrapping_neg();
     Entry { minus_read: tag, minus_write: tag, delta: 0, page: 0 }
 }
 

@@ -1,15 +1,15 @@
 //! Translates one instruction after the other into host code: registers renamed, memory operands checked against the inline
 //! TLB, guest flags left in the host's throughout. Every inserted instruction leaves flags alone.
 
+use trapgate_x86::Map;
 use trapgate_x86::insn::{Bits, Insn, Operand, Prefixes, RIP};
 use trapgate_x86::layout::Layout;
 use trapgate_x86::op::Op;
 use trapgate_x86::slots::Slots;
-use trapgate_x86::Map;
 
+use super::access::{Group, Groups, Member};
 use super::asm::{Address, Asm, Encoding, Escape, R10, R11, RAX, RCX, RDX, Rm, Vex, at, indexed};
 use super::context::{Place, field, place, saved, slot, tlb_offset};
-use super::access::{Group, Groups, Member};
 use super::exits::{Access, Cold, Exit, Exits};
 use super::loops::Loop;
 use super::plan::{self, Plan};
@@ -179,7 +179,11 @@ impl Emitter<'_> {
             Some(address) => Rm::Mem(address),
             None => self.register_or_slot(f, &mut scratch)?,
         };
-        let reg = if moffs { 0 } else { self.field(f, f.slots.reg, &mut scratch)?.unwrap_or(f.layout.modrm >> 3 & 7) };
+        let reg = if moffs {
+            0
+        } else {
+            self.field(f, f.slots.reg, &mut scratch)?.unwrap_or(f.layout.modrm >> 3 & 7)
+        };
         let vvvv = self.field(f, f.slots.vvvv, &mut scratch)?.unwrap_or(f.layout.vvvv);
         let mut encoding = encoding(f, reg, rm, vvvv);
         if moffs {
@@ -215,7 +219,10 @@ impl Emitter<'_> {
             _ => false,
         };
         let ch = insn.operands.contains(&Operand::High { reg: 1 });
-        if !insn.operands.iter().all(|operand| low_register(*operand)) || counts_by_cl(insn) || f.slots.low.is_some() {
+        if !insn.operands.iter().all(|operand| low_register(*operand))
+            || counts_by_cl(insn)
+            || f.slots.low.is_some()
+        {
             return Err(Untranslatable);
         }
         let memory = insn.operands.iter().find_map(|operand| match operand {
@@ -317,9 +324,16 @@ impl Emitter<'_> {
     }
 
     /// The number that a field gets; `None` if it names no operand.
-    fn field(&mut self, f: &Fetched<'_>, n: Option<u8>, scratch: &mut Scratch) -> Result<Option<u8>, Untranslatable> {
+    fn field(
+        &mut self,
+        f: &Fetched<'_>,
+        n: Option<u8>,
+        scratch: &mut Scratch,
+    ) -> Result<Option<u8>, Untranslatable> {
         let Some(operand) = f.operand(n) else { return Ok(None) };
-        let Operand::Gpr { reg, size } = operand else { return number(Some(operand)).map(Some).ok_or(Untranslatable) };
+        let Operand::Gpr { reg, size } = operand else {
+            return number(Some(operand)).map(Some).ok_or(Untranslatable);
+        };
         let n = n.unwrap_or(0);
         match place(reg) {
             Place::Host(host) => Ok(Some(host)),
@@ -330,7 +344,8 @@ impl Emitter<'_> {
                     return Ok(Some(known.host));
                 }
                 let host = scratch.free.pop().ok_or(Untranslatable)?;
-                let source = |other: &Operand| matches!(other, Operand::Gpr { reg: other, .. } if *other == reg);
+                let source =
+                    |other: &Operand| matches!(other, Operand::Gpr { reg: other, .. } if *other == reg);
                 let read = f.insn.operands[1..].iter().any(source);
                 if read || !(written && n == 0 && size >= 4 && plan::overwrites(&f.insn)) {
                     self.asm.load(host, slot(s));
@@ -481,8 +496,13 @@ impl Emitter<'_> {
     /// Checks a group on the stack whose first byte is `[base + low]`, and leaves the delta in R11. Uses RCX and R10.
     fn check_stack(&mut self, f: &Fetched<'_>, group: &Group, base: u8, low: i32) {
         let size = (group.high - group.low) as i32;
-        let access =
-            Access { size: size as u16, write: group.write, aligned: false, stack: true, group: group.members > 1 };
+        let access = Access {
+            size: size as u16,
+            write: group.write,
+            aligned: false,
+            stack: true,
+            group: group.members > 1,
+        };
         let retry = self.asm.here();
         self.asm.load(RCX, field!(minus_stack));
         if size == 8 {
@@ -724,8 +744,10 @@ pub fn group_slot(n: usize) -> Address {
 
 /// Whether the instruction shifts by CL.
 pub fn counts_by_cl(insn: &Insn) -> bool {
-    let shift =
-        matches!(insn.op, Op::Rol | Op::Ror | Op::Rcl | Op::Rcr | Op::Shl | Op::Shr | Op::Sar | Op::Shld | Op::Shrd);
+    let shift = matches!(
+        insn.op,
+        Op::Rol | Op::Ror | Op::Rcl | Op::Rcr | Op::Shl | Op::Shr | Op::Sar | Op::Shld | Op::Shrd
+    );
     let cl = Operand::Gpr { reg: 1, size: 1 };
     shift && (insn.operands[1] == cl || insn.operands[2] == cl)
 }

@@ -67,7 +67,11 @@ impl Loop {
             && last.next().wrapping_add(last.insn.imm) == first.rip;
         let plain = |(f, plan): &Planned<'_>| match plan {
             Plan::Copy | Plan::Vector | Plan::Nothing | Plan::Branch => true,
-            Plan::Lea => f.insn.mem.base != RIP && !lives_in_memory(f.insn.mem.base) && !lives_in_memory(f.insn.mem.index),
+            Plan::Lea => {
+                f.insn.mem.base != RIP
+                    && !lives_in_memory(f.insn.mem.base)
+                    && !lives_in_memory(f.insn.mem.index)
+            }
             _ => false,
         };
         if !back || !list[..list.len() - 1].iter().all(plain) {
@@ -83,7 +87,10 @@ impl Loop {
             matches!(plan, Plan::Copy | Plan::Vector)
                 && f.insn.operands.iter().any(|operand| matches!(operand, Operand::Mem { .. }))
         };
-        let all = list.iter().zip(&groups.members).all(|((f, plan), member)| member.is_some() || !touches(f, *plan));
+        let all = list
+            .iter()
+            .zip(&groups.members)
+            .all(|((f, plan), member)| member.is_some() || !touches(f, *plan));
         if !all || parts.is_empty() || parts.len() > GROUPS {
             return None;
         }
@@ -127,7 +134,13 @@ fn needs_scratch(f: &Fetched<'_>) -> bool {
 
 /// What a group is in the loop, if its addresses move regularly. `end` gives for each register how much an iteration adds
 /// to it, `None` where it does more than add.
-fn part(list: &[Planned<'_>], groups: &Groups, n: usize, group: &Group, end: &[Option<i64>; 16]) -> Option<Part> {
+fn part(
+    list: &[Planned<'_>],
+    groups: &Groups,
+    n: usize,
+    group: &Group,
+    end: &[Option<i64>; 16],
+) -> Option<Part> {
     let of = |i: &usize| groups.members[*i].is_some_and(|member| member.group == n);
     let example = (0..list.len()).find(of)?;
     let mem = &list[example].0.insn.mem;
@@ -293,7 +306,9 @@ impl Emitter<'_> {
     /// The host operand of an access in the fast form. May use RCX where counts stand in memory; whether it did.
     pub fn loop_operand(&mut self, f: &Fetched<'_>, l: &Loop) -> (Address, bool) {
         let mem = &f.insn.mem;
-        let Some(member) = l.groups.members.get(f.done as usize).copied().flatten() else { return (at(R10, 0), false) };
+        let Some(member) = l.groups.members.get(f.done as usize).copied().flatten() else {
+            return (at(R10, 0), false);
+        };
         let part = &l.parts[member.group];
         let kept = if member.group == 0 { R10 } else { R11 };
         if member.group > 0 && !l.both_in_registers() {

@@ -242,9 +242,7 @@ impl Translator {
                 }
                 None
             }
-            Some(Exit::Indirect { rip, undo }) => {
-                self.arrive(cpu, rip, undo, target)
-            }
+            Some(Exit::Indirect { rip, undo }) => self.arrive(cpu, rip, undo, target),
             Some(Exit::Interpret { rip, done, step }) => {
                 cpu.rip = rip;
                 cpu.count = cpu.count.wrapping_add(u64::from(done));

@@ -185,7 +185,8 @@ impl Translator {
         cpu.memory.read_host(key.host + offset as u64, code);
         self.asm.start(self.cache.next());
         let longest = self.options.longest;
-        let source = Source { rip, code, page: key.host, user: key.user, features: cpu.features(), longest, alone };
+        let source =
+            Source { rip, code, page: key.host, user: key.user, features: cpu.features(), longest, alone };
         let made = unit::translate(&mut self.asm, &mut self.exits, &self.thunks, &source);
         // Making a unit watches its page: the vCPU's TLB has a change for ours.
         self.follow_changes(cpu);

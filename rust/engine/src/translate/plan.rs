@@ -37,7 +37,12 @@ pub fn plan(insn: &Insn, user: bool) -> Plan {
     let special = insn.operands.iter().any(|operand| {
         matches!(
             operand,
-            Operand::Seg(_) | Operand::Cr(_) | Operand::Dr(_) | Operand::Mmx(_) | Operand::Far | Operand::Ymm(_)
+            Operand::Seg(_)
+                | Operand::Cr(_)
+                | Operand::Dr(_)
+                | Operand::Mmx(_)
+                | Operand::Far
+                | Operand::Ymm(_)
         )
     });
     if special || insn.addrsize == 2 || insn.prefixes.contains(Prefixes::LOCK) && !is_lockable(insn) {
@@ -47,7 +52,11 @@ pub fn plan(insn: &Insn, user: bool) -> Plan {
         Op::Nop | Op::Pause | Op::Prefetch | Op::Endbr32 | Op::Endbr64 => Plan::Nothing,
         Op::Lea if insn.opsize >= 4 => Plan::Lea,
         Op::Push | Op::Pop if insn.opsize == 8 => {
-            if insn.op == Op::Push { Plan::Push } else { pop(insn) }
+            if insn.op == Op::Push {
+                Plan::Push
+            } else {
+                pop(insn)
+            }
         }
         Op::Leave if insn.opsize == 8 => Plan::Leave,
         Op::Div | Op::Idiv if insn.opsize >= 4 && !high => Plan::Divide,
@@ -75,8 +84,24 @@ fn is_lockable(insn: &Insn) -> bool {
     use Op::*;
     matches!(
         insn.op,
-        Add | Or | Adc | Sbb | And | Sub | Xor | Inc | Dec | Neg | Not | Xadd | Cmpxchg | Cmpxchg8b | Cmpxchg16b
-            | Xchg | Bts | Btr | Btc
+        Add | Or
+            | Adc
+            | Sbb
+            | And
+            | Sub
+            | Xor
+            | Inc
+            | Dec
+            | Neg
+            | Not
+            | Xadd
+            | Cmpxchg
+            | Cmpxchg8b
+            | Cmpxchg16b
+            | Xchg
+            | Bts
+            | Btr
+            | Btc
     )
 }
 
@@ -108,9 +133,37 @@ pub fn overwrites(insn: &Insn) -> bool {
     use Op::*;
     matches!(
         insn.op,
-        Mov | Movzx | Movsx | Movsxd | Lea | Popcnt | Tzcnt | Lzcnt | Movbe | Andn | Bextr | Bzhi | Rorx | Sarx
-            | Shlx | Shrx | Pdep | Pext | Movd | Movq | Pextrb | Pextrd | Pextrq | Pextrw | Pmovmskb | Movmskps
-            | Movmskpd | Cvtsd2si | Cvtss2si | Cvttsd2si | Cvttss2si | Extractps
+        Mov | Movzx
+            | Movsx
+            | Movsxd
+            | Lea
+            | Popcnt
+            | Tzcnt
+            | Lzcnt
+            | Movbe
+            | Andn
+            | Bextr
+            | Bzhi
+            | Rorx
+            | Sarx
+            | Shlx
+            | Shrx
+            | Pdep
+            | Pext
+            | Movd
+            | Movq
+            | Pextrb
+            | Pextrd
+            | Pextrq
+            | Pextrw
+            | Pmovmskb
+            | Movmskps
+            | Movmskpd
+            | Cvtsd2si
+            | Cvtss2si
+            | Cvttsd2si
+            | Cvttss2si
+            | Extractps
     ) || insn.op == Imul && insn.operands[2] != Operand::None
 }
 
@@ -118,31 +171,56 @@ pub fn overwrites(insn: &Insn) -> bool {
 /// something else (a bit string, a LOCK, another width).
 pub fn takes_slot(insn: &Insn) -> bool {
     use Op::*;
-    match insn.op {
-        Add | Or | Adc | Sbb | And | Sub | Xor | Cmp | Test | Mov | Inc | Dec | Neg | Not | Rol | Ror | Rcl | Rcr
-        | Shl | Shr | Sar | Setcc | Movsxd | Mul => true,
-        Movzx | Movsx | Imul | Cmovcc => true,
-        _ => false,
-    }
+    matches!(
+        insn.op,
+        Add | Or
+            | Adc
+            | Sbb
+            | And
+            | Sub
+            | Xor
+            | Cmp
+            | Test
+            | Mov
+            | Inc
+            | Dec
+            | Neg
+            | Not
+            | Rol
+            | Ror
+            | Rcl
+            | Rcr
+            | Shl
+            | Shr
+            | Sar
+            | Setcc
+            | Movsxd
+            | Mul
+            | Movzx
+            | Movsx
+            | Imul
+            | Cmovcc
+    )
 }
 
 /// Integer instructions on registers, flags and one memory operand.
 fn is_integer(insn: &Insn, high: bool) -> bool {
     use Op::*;
-    let register_bits = !matches!(insn.operands[0], Operand::Mem { .. })
-        || matches!(insn.operands[1], Operand::Imm { .. });
+    let register_bits =
+        !matches!(insn.operands[0], Operand::Mem { .. }) || matches!(insn.operands[1], Operand::Imm { .. });
     match insn.op {
-        Add | Or | Adc | Sbb | And | Sub | Xor | Cmp | Test | Inc | Dec | Neg | Not | Rol | Ror | Rcl | Rcr
-        | Shl | Shr | Sar | Mov | Movzx | Movsx | Setcc => true,
+        Add | Or | Adc | Sbb | And | Sub | Xor | Cmp | Test | Inc | Dec | Neg | Not | Rol | Ror | Rcl
+        | Rcr | Shl | Shr | Sar | Mov | Movzx | Movsx | Setcc => true,
         _ if high => false,
         // Beyond their width the 16-bit forms differ from processor to processor.
         Shld | Shrd => insn.opsize > 2,
-        Cmpxchg8b | Cmpxchg16b | Xadd | Cmpxchg | Mul | Imul | Bsf | Bsr | Popcnt | Tzcnt | Lzcnt | Bswap | Movbe | Movnti
-        | Movsxd | Xchg | Cmovcc | Cbw | Cwd | Lahf | Sahf | Clc | Stc | Cmc | Mfence | Lfence | Sfence
-        | Crc32 => true,
+        Cmpxchg8b | Cmpxchg16b | Xadd | Cmpxchg | Mul | Imul | Bsf | Bsr | Popcnt | Tzcnt | Lzcnt | Bswap
+        | Movbe | Movnti | Movsxd | Xchg | Cmovcc | Cbw | Cwd | Lahf | Sahf | Clc | Stc | Cmc | Mfence
+        | Lfence | Sfence | Crc32 => true,
         // A bit offset in a register reaches beyond the operand.
         Bt | Bts | Btr | Btc => register_bits,
-        Andn | Bextr | Blsi | Blsr | Blsmsk | Bzhi | Rorx | Sarx | Shlx | Shrx | Pdep | Pext | Adcx | Adox => true,
+        Andn | Bextr | Blsi | Blsr | Blsmsk | Bzhi | Rorx | Sarx | Shlx | Shrx | Pdep | Pext | Adcx
+        | Adox => true,
         _ => false,
     }
 }
@@ -152,29 +230,244 @@ fn is_vector(op: Op) -> bool {
     use Op::*;
     matches!(
         op,
-        Lddqu | Movapd | Movaps | Movd | Movdqa | Movdqu | Movhlps | Movhpd | Movhps | Movlhps | Movlpd | Movlps
-            | Movmskpd | Movmskps | Movntdq | Movntdqa | Movntpd | Movntps | Movq | MovsdXmm | Movss | Movupd
-            | Movups | Pmovmskb | Aesdec | Aesdeclast | Aesenc | Aesenclast | Aesimc | Andnpd | Andnps | Andpd
-            | Andps | Movddup | Movshdup | Movsldup | Orpd | Orps | Pabsb | Pabsd | Pabsw | Packssdw | Packsswb
-            | Packusdw | Packuswb | Paddb | Paddd | Paddq | Paddsb | Paddsw | Paddusb | Paddusw | Paddw | Pand
-            | Pandn | Pavgb | Pavgw | Pcmpeqb | Pcmpeqd | Pcmpeqq | Pcmpeqw | Pcmpgtb | Pcmpgtd | Pcmpgtq
-            | Pcmpgtw | Phaddd | Phaddsw | Phaddw | Phminposuw | Phsubd | Phsubsw | Phsubw | Pmaddubsw | Pmaddwd
-            | Pmaxsb | Pmaxsd | Pmaxsw | Pmaxub | Pmaxud | Pmaxuw | Pminsb | Pminsd | Pminsw | Pminub | Pminud
-            | Pminuw | Pmovsxbd | Pmovsxbq | Pmovsxbw | Pmovsxdq | Pmovsxwd | Pmovsxwq | Pmovzxbd | Pmovzxbq
-            | Pmovzxbw | Pmovzxdq | Pmovzxwd | Pmovzxwq | Pmuldq | Pmulhrsw | Pmulhuw | Pmulhw | Pmulld | Pmullw
-            | Pmuludq | Por | Psadbw | Pshufb | Psignb | Psignd | Psignw | Pslld | Pslldq | Psllq | Psllw | Psrad
-            | Psraw | Psrld | Psrldq | Psrlq | Psrlw | Psubb | Psubd | Psubq | Psubsb | Psubsw | Psubusb | Psubusw
-            | Psubw | Punpckhbw | Punpckhdq | Punpckhqdq | Punpckhwd | Punpcklbw | Punpckldq | Punpcklqdq
-            | Punpcklwd | Pxor | Unpckhpd | Unpckhps | Unpcklpd | Unpcklps | Xorpd | Xorps | Aeskeygenassist
-            | Blendpd | Blendps | Mpsadbw | Palignr | Pblendw | Pclmulqdq | Pshufd | Pshufhw | Pshuflw | Shufpd
-            | Shufps | Blendvpd | Blendvps | Extractps | Insertps | Pblendvb | Pextrb | Pextrd | Pextrq | Pextrw
-            | Pinsrb | Pinsrd | Pinsrq | Pinsrw | Ptest | Addpd | Addps | Addsd | Addss | Addsubpd | Addsubps
-            | Cmppd | Cmpps | CmpsdXmm | Cmpss | Comisd | Comiss | Cvtdq2pd | Cvtdq2ps | Cvtpd2dq | Cvtpd2ps
-            | Cvtps2dq | Cvtps2pd | Cvtsd2si | Cvtsd2ss | Cvtsi2sd | Cvtsi2ss | Cvtss2sd | Cvtss2si | Cvttpd2dq
-            | Cvttps2dq | Cvttsd2si | Cvttss2si | Divpd | Divps | Divsd | Divss | Dppd | Dpps | Haddpd | Haddps
-            | Hsubpd | Hsubps | Maxpd | Maxps | Maxsd | Maxss | Minpd | Minps | Minsd | Minss | Mulpd | Mulps
-            | Mulsd | Mulss | Roundpd | Roundps | Roundsd | Roundss | Sqrtpd | Sqrtps | Sqrtsd | Sqrtss | Subpd
-            | Subps | Subsd | Subss | Ucomisd | Ucomiss | Rcpps | Rcpss | Rsqrtps | Rsqrtss
+        Lddqu
+            | Movapd
+            | Movaps
+            | Movd
+            | Movdqa
+            | Movdqu
+            | Movhlps
+            | Movhpd
+            | Movhps
+            | Movlhps
+            | Movlpd
+            | Movlps
+            | Movmskpd
+            | Movmskps
+            | Movntdq
+            | Movntdqa
+            | Movntpd
+            | Movntps
+            | Movq
+            | MovsdXmm
+            | Movss
+            | Movupd
+            | Movups
+            | Pmovmskb
+            | Aesdec
+            | Aesdeclast
+            | Aesenc
+            | Aesenclast
+            | Aesimc
+            | Andnpd
+            | Andnps
+            | Andpd
+            | Andps
+            | Movddup
+            | Movshdup
+            | Movsldup
+            | Orpd
+            | Orps
+            | Pabsb
+            | Pabsd
+            | Pabsw
+            | Packssdw
+            | Packsswb
+            | Packusdw
+            | Packuswb
+            | Paddb
+            | Paddd
+            | Paddq
+            | Paddsb
+            | Paddsw
+            | Paddusb
+            | Paddusw
+            | Paddw
+            | Pand
+            | Pandn
+            | Pavgb
+            | Pavgw
+            | Pcmpeqb
+            | Pcmpeqd
+            | Pcmpeqq
+            | Pcmpeqw
+            | Pcmpgtb
+            | Pcmpgtd
+            | Pcmpgtq
+            | Pcmpgtw
+            | Phaddd
+            | Phaddsw
+            | Phaddw
+            | Phminposuw
+            | Phsubd
+            | Phsubsw
+            | Phsubw
+            | Pmaddubsw
+            | Pmaddwd
+            | Pmaxsb
+            | Pmaxsd
+            | Pmaxsw
+            | Pmaxub
+            | Pmaxud
+            | Pmaxuw
+            | Pminsb
+            | Pminsd
+            | Pminsw
+            | Pminub
+            | Pminud
+            | Pminuw
+            | Pmovsxbd
+            | Pmovsxbq
+            | Pmovsxbw
+            | Pmovsxdq
+            | Pmovsxwd
+            | Pmovsxwq
+            | Pmovzxbd
+            | Pmovzxbq
+            | Pmovzxbw
+            | Pmovzxdq
+            | Pmovzxwd
+            | Pmovzxwq
+            | Pmuldq
+            | Pmulhrsw
+            | Pmulhuw
+            | Pmulhw
+            | Pmulld
+            | Pmullw
+            | Pmuludq
+            | Por
+            | Psadbw
+            | Pshufb
+            | Psignb
+            | Psignd
+            | Psignw
+            | Pslld
+            | Pslldq
+            | Psllq
+            | Psllw
+            | Psrad
+            | Psraw
+            | Psrld
+            | Psrldq
+            | Psrlq
+            | Psrlw
+            | Psubb
+            | Psubd
+            | Psubq
+            | Psubsb
+            | Psubsw
+            | Psubusb
+            | Psubusw
+            | Psubw
+            | Punpckhbw
+            | Punpckhdq
+            | Punpckhqdq
+            | Punpckhwd
+            | Punpcklbw
+            | Punpckldq
+            | Punpcklqdq
+            | Punpcklwd
+            | Pxor
+            | Unpckhpd
+            | Unpckhps
+            | Unpcklpd
+            | Unpcklps
+            | Xorpd
+            | Xorps
+            | Aeskeygenassist
+            | Blendpd
+            | Blendps
+            | Mpsadbw
+            | Palignr
+            | Pblendw
+            | Pclmulqdq
+            | Pshufd
+            | Pshufhw
+            | Pshuflw
+            | Shufpd
+            | Shufps
+            | Blendvpd
+            | Blendvps
+            | Extractps
+            | Insertps
+            | Pblendvb
+            | Pextrb
+            | Pextrd
+            | Pextrq
+            | Pextrw
+            | Pinsrb
+            | Pinsrd
+            | Pinsrq
+            | Pinsrw
+            | Ptest
+            | Addpd
+            | Addps
+            | Addsd
+            | Addss
+            | Addsubpd
+            | Addsubps
+            | Cmppd
+            | Cmpps
+            | CmpsdXmm
+            | Cmpss
+            | Comisd
+            | Comiss
+            | Cvtdq2pd
+            | Cvtdq2ps
+            | Cvtpd2dq
+            | Cvtpd2ps
+            | Cvtps2dq
+            | Cvtps2pd
+            | Cvtsd2si
+            | Cvtsd2ss
+            | Cvtsi2sd
+            | Cvtsi2ss
+            | Cvtss2sd
+            | Cvtss2si
+            | Cvttpd2dq
+            | Cvttps2dq
+            | Cvttsd2si
+            | Cvttss2si
+            | Divpd
+            | Divps
+            | Divsd
+            | Divss
+            | Dppd
+            | Dpps
+            | Haddpd
+            | Haddps
+            | Hsubpd
+            | Hsubps
+            | Maxpd
+            | Maxps
+            | Maxsd
+            | Maxss
+            | Minpd
+            | Minps
+            | Minsd
+            | Minss
+            | Mulpd
+            | Mulps
+            | Mulsd
+            | Mulss
+            | Roundpd
+            | Roundps
+            | Roundsd
+            | Roundss
+            | Sqrtpd
+            | Sqrtps
+            | Sqrtsd
+            | Sqrtss
+            | Subpd
+            | Subps
+            | Subsd
+            | Subss
+            | Ucomisd
+            | Ucomiss
+            | Rcpps
+            | Rcpss
+            | Rsqrtps
+            | Rsqrtss
     )
 }
 
@@ -182,7 +475,7 @@ fn is_vector(op: Op) -> bool {
 /// of CMPXCHG16B.
 pub fn must_align(insn: &Insn) -> bool {
     use Op::*;
-    insn.operands.iter().any(|operand| *operand == Operand::Mem { size: 16 })
+    insn.operands.contains(&Operand::Mem { size: 16 })
         && !insn.prefixes.contains(Prefixes::VEX)
         && (is_vector(insn.op) || insn.op == Op::Cmpxchg16b)
         && !matches!(insn.op, Lddqu | Movdqu | Movupd | Movups)

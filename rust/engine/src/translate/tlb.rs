@@ -9,8 +9,8 @@ use super::context::{Context, Entry, JUMPS, PAIRS, empty};
 use super::exits::Access;
 use crate::memory::PAGE;
 use crate::mmu::access::Intent;
-use crate::mmu::walk;
 use crate::mmu::tlb::{Change, Marks};
+use crate::mmu::walk;
 use crate::state::Vcpu;
 
 /// What was filled since the last flush, so that a flush costs what was filled.

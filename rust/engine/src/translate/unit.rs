@@ -10,8 +10,8 @@ use trapgate_x86::layout::Layout;
 use trapgate_x86::op::Op;
 use trapgate_x86::slots::decode_slots;
 
-use super::asm::{Asm, Encoding, Escape, R10, R11, RCX, RSP, Rm, at, indexed};
 use super::access::Groups;
+use super::asm::{Asm, Encoding, Escape, R10, R11, RCX, RSP, Rm, at, indexed};
 use super::context::{Place, field, jumps_offset, place};
 use super::emit::{Emitter, Fetched};
 use super::exits::{Cold, Exit, Exits};
@@ -66,7 +66,15 @@ pub fn translate(asm: &mut Asm, exits: &mut Exits, thunks: &Thunks, source: &Sou
     let indirect = asm.here();
     let entry = arrivals(asm, exits, thunks, start, vectors);
     let mut unit = Flow {
-        emitter: Emitter { asm, exits, cold: Vec::new(), user: source.user, page: source.page, groups, fast: None },
+        emitter: Emitter {
+            asm,
+            exits,
+            cold: Vec::new(),
+            user: source.user,
+            page: source.page,
+            groups,
+            fast: None,
+        },
         thunks,
         page: start & !0xfff,
         entry,
@@ -377,7 +385,10 @@ impl Flow<'_> {
         let (mut guard, mut missing) = (None, None);
         if !same_page {
             // Links into another page hold while that page is where they expect it.
-            asm.load_byte(RCX, super::context::at_offset(std::mem::offset_of!(super::context::Context, pairs)));
+            asm.load_byte(
+                RCX,
+                super::context::at_offset(std::mem::offset_of!(super::context::Context, pairs)),
+            );
             guard = Some(asm.here() - 4);
             missing = Some(asm.jrcxz_later());
         }

@@ -371,8 +371,7 @@ impl Writer {
             } else {
                 let reg = self.below(8) as u8;
                 if memory {
-                    let bits =
-                        self.operand(reg, offset, narrow, &mut tail, &mut setup, &mut relative);
+                    let bits = self.operand(reg, offset, narrow, &mut tail, &mut setup, &mut relative);
                     // The address decides X and B.
                     if bits != 0 && rex == 0 {
                         rex = 0x40;
