@@ -178,6 +178,11 @@ pub(crate) fn accesses(insn: &Instruction, operand: bool) -> Vec<Access> {
 }
 
 impl Maker<'_> {
+    /// Whether an access is to fault.
+    pub fn aims_at_fault(&self) -> bool {
+        self.victim.is_some()
+    }
+
     /// Bytes of the ModRM operand.
     pub fn size(&self) -> u64 {
         match self.insn.mnemonic() {

@@ -300,7 +300,8 @@ fn image(maker: &mut Maker) {
     maker.poke(at, &image.fx[..FX]);
     // The header: XSTATE_BV, XCOMP_BV and reserved bytes (SDM vol. 1, 13.4.2).
     let mut header = [0; 64];
-    header[0] = maker.random.pick(&COMPONENTS);
+    // Whether the place of a component that the area has not got is looked at is left to implementations.
+    header[0] = if maker.aims_at_fault() { 7 } else { maker.random.pick(&COMPONENTS) };
     if maker.random.one_in(8) {
         // Never a component that the host might have, nor the bit that says that the image is compacted.
         let n = 4 + maker.random.below(60) as usize;

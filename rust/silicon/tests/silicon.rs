@@ -54,7 +54,9 @@ mod suite {
         let Some(mut pair) = Pair::translated() else {
             panic!("this host does not let the engine translate");
         };
-        for (title, group) in [("integer", Group::Integer), ("mmx and sse", Group::Vector)] {
+        for (title, group) in
+            [("integer", Group::Integer), ("mmx and sse", Group::Vector), ("avx", Group::Avx)]
+        {
             let plan = Plan::from_environment(40, 20_000);
             let report = run_on(&mut pair, Mode::Long, Some(group), &plan);
             finish(&format!("translated, {title}"), &report);
