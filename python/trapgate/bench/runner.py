@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import os
+import platform
+import sys
 import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -13,7 +15,7 @@ from trapgate.bench import files, qemu
 from trapgate.bench.peers import Guest, Native, Peer, Tcg, Trapgate
 from trapgate.bench.programs import Program, build, select
 from trapgate.bench.report import SUBJECT, Figures, Report, Row
-from trapgate.errors import ConfigError
+from trapgate.errors import ConfigError, HostUnavailable
 from trapgate.images import Progress
 
 __all__ = ["PEERS", "run"]
@@ -37,6 +39,10 @@ def run(
     of the programs' sources, which is found in a checkout. What of QEMU is missing is installed if this is root.
     """
     chosen = select(names)
+    if not sys.platform.startswith("linux") or platform.machine() != "x86_64":
+        raise HostUnavailable(
+            "the benchmark runs on Linux on x86-64, where its programs can also run natively"
+        )
     for name in peers:
         if name not in PEERS:
             raise ConfigError(f"there is no peer {name!r}; there are: {', '.join(PEERS)}")
