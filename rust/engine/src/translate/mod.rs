@@ -31,8 +31,8 @@ use crate::interp::{Step, may_translate, run_one};
 use crate::mmu::access::canonical;
 use crate::state::{Vcpu, flags::ARITHMETIC};
 
-/// More than this are not run at once.
-const MOST_ROOM: u64 = 1 << 40;
+/// More than this are not run at once: requests are looked at in between.
+const MOST_ROOM: u64 = 1 << 20;
 
 /// How translation is done. Results never depend on it: tests take the short cuts away one by one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
