@@ -48,18 +48,18 @@ pub struct Rights {
 
 /// A set of numbers that may claim too many but never too few.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Marks([u64; 8]);
+struct Marks([u64; 8]);
 
 impl Marks {
     fn place(n: u64) -> (usize, u64) {
         let hash = n.wrapping_add(n >> 9);
         ((hash >> 6 & 7) as usize, 1 << (hash & 63))
     }
-    pub fn mark(&mut self, n: u64) {
+    fn mark(&mut self, n: u64) {
         let (word, bit) = Self::place(n);
         self.0[word] |= bit;
     }
-    pub fn marked(&self, n: u64) -> bool {
+    fn marked(&self, n: u64) -> bool {
         let (word, bit) = Self::place(n);
         self.0[word] & bit != 0
     }

@@ -9,7 +9,7 @@ use super::context::{Context, JUMPS, PAIRS, TLB_SIZE, View, empty};
 use super::exits::Access;
 use crate::memory::PAGE;
 use crate::mmu::access::Intent;
-use crate::mmu::tlb::{Change, Marks};
+use crate::mmu::tlb::Change;
 use crate::mmu::walk;
 use crate::state::Vcpu;
 
@@ -19,10 +19,46 @@ pub struct Filled {
     /// TLB entries of this address space, and global ones. Some may hold another page by now.
     local: Vec<FilledEntry>,
     global: Vec<FilledEntry>,
+    /// What leads to code, likewise: of this address space, and of global pages.
+    code: [Code; 2],
+    /// Pages that something leads to, by a hash: few pages that are flushed are among them.
+    marks: Marks,
+}
+
+/// What leads to code of some pages.
+#[derive(Debug, Default)]
+struct Code {
     jumps: Vec<Jump>,
     pairs: Vec<Pair>,
-    /// Pages of the jumps and pairs, by a hash: few pages that are flushed have any.
-    code: Marks,
+}
+
+/// A set of page numbers that may claim too many but never too few.
+#[derive(Debug)]
+struct Marks(Box<[u64; MARKS / 64]>);
+
+const MARKS: usize = 1 << 16;
+
+impl Default for Marks {
+    fn default() -> Self {
+        Marks(Box::new([0; MARKS / 64]))
+    }
+}
+
+impl Marks {
+    fn place(page: u64) -> (usize, u64) {
+        let bit = page as usize % MARKS;
+        (bit / 64, 1 << (bit % 64))
+    }
+
+    fn mark(&mut self, page: u64) {
+        let (word, bit) = Self::place(page);
+        self.0[word] |= bit;
+    }
+
+    fn marked(&self, page: u64) -> bool {
+        let (word, bit) = Self::place(page);
+        self.0[word] & bit != 0
+    }
 }
 
 /// A TLB entry in use.
@@ -52,7 +88,6 @@ struct Jump {
     index: u32,
     user: bool,
     page: u64,
-    global: bool,
 }
 
 /// A pair that is set.
@@ -60,7 +95,6 @@ struct Jump {
 struct Pair {
     number: u16,
     page: u64,
-    global: bool,
 }
 
 impl Translator {
@@ -97,7 +131,7 @@ impl Translator {
             // A global page may stand there by now: losing it costs a miss.
             context.tlb[usize::from(filled.user)].clear(filled.index());
         }
-        self.flush_code(|_, global| !global);
+        self.flush_code(false, |_| true);
     }
 
     /// Drops one linear page.
@@ -107,24 +141,26 @@ impl Translator {
         for view in &mut context.tlb {
             view.clear(index);
         }
-        if self.filled.code.marked(page >> 12) {
-            self.flush_code(|at, _| at == page);
+        if self.filled.marks.marked(page >> 12) {
+            self.flush_code(false, |at| at == page);
+            self.flush_code(true, |at| at == page);
         }
     }
 
-    /// Drops what leads to code that `dropped` names by its linear page and whether that is global.
-    fn flush_code(&mut self, dropped: impl Fn(u64, bool) -> bool) {
+    /// Drops what leads to code of the pages that `dropped` names, of those that are global or of those that are not.
+    fn flush_code(&mut self, global: bool, dropped: impl Fn(u64) -> bool) {
         let context = self.context.get_mut();
         let nowhere = self.thunks.exit;
-        self.filled.jumps.retain(|jump| {
-            let keep = !dropped(jump.page, jump.global);
+        let code = &mut self.filled.code[usize::from(global)];
+        code.jumps.retain(|jump| {
+            let keep = !dropped(jump.page);
             if !keep {
                 context.jumps[usize::from(jump.user)][jump.index as usize] = nowhere;
             }
             keep
         });
-        self.filled.pairs.retain(|pair| {
-            let keep = !dropped(pair.page, pair.global);
+        code.pairs.retain(|pair| {
+            let keep = !dropped(pair.page);
             if !keep {
                 context.pairs[usize::from(pair.number)] = 0;
             }
@@ -226,13 +262,14 @@ impl Translator {
         let index = Context::jump(rip);
         let slot = &mut self.context.get_mut().jumps[usize::from(user)][index];
         *slot = code;
-        if self.filled.jumps.len() >= 4 * JUMPS {
+        if self.filled.code.iter().map(|code| code.jumps.len()).sum::<usize>() >= 4 * JUMPS {
             // Slots that were set again and again: start over.
-            self.reset_jumps();
+            self.reset_targets();
             self.context.get_mut().jumps[usize::from(user)][index] = code;
         }
-        self.filled.code.mark(rip >> 12);
-        self.filled.jumps.push(Jump { index: index as u32, user, page: rip & !(PAGE - 1), global });
+        let page = rip & !(PAGE - 1);
+        self.filled.marks.mark(page >> 12);
+        self.filled.code[usize::from(global)].jumps.push(Jump { index: index as u32, user, page });
     }
 
     /// Says that a page of code is where the links of a pair expect it.
@@ -243,26 +280,15 @@ impl Translator {
         let slot = &mut self.context.get_mut().pairs[usize::from(number)];
         if *slot == 0 {
             *slot = 1;
-            self.filled.code.mark(page >> 12);
-            self.filled.pairs.push(Pair { number, page, global });
+            self.filled.marks.mark(page >> 12);
+            self.filled.code[usize::from(global)].pairs.push(Pair { number, page });
         }
     }
 
-    /// Forgets all of it, when the cache is emptied.
+    /// Forgets all that leads to code, when the cache is emptied.
     pub(super) fn reset_targets(&mut self) {
-        self.reset_jumps();
-        let context = self.context.get_mut();
-        for pair in self.filled.pairs.drain(..) {
-            context.pairs[usize::from(pair.number)] = 0;
-        }
-        self.filled.code = Marks::default();
-    }
-
-    fn reset_jumps(&mut self) {
-        let nowhere = self.thunks.exit;
-        let context = self.context.get_mut();
-        for jump in self.filled.jumps.drain(..) {
-            context.jumps[usize::from(jump.user)][jump.index as usize] = nowhere;
-        }
+        self.flush_code(false, |_| true);
+        self.flush_code(true, |_| true);
+        self.filled.marks = Marks::default();
     }
 }
