@@ -158,9 +158,10 @@ impl Translator {
             && std::arch::is_x86_feature_detected!("movbe")
     }
 
-    /// With less room than this the interpreter runs: a unit must fit.
+    /// With no more room than this the interpreter runs: a unit must fit, and an instruction behind it, which an STI at the
+    /// unit's end holds interrupts back from.
     pub fn least_room(&self) -> u64 {
-        u64::from(self.options.longest)
+        u64::from(self.options.longest) + 1
     }
 
     /// Runs translated code for at most `room` instructions.
