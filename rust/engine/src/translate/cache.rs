@@ -18,6 +18,8 @@ use crate::state::Vcpu;
 /// Room for signal handlers below the context.
 const STACK: usize = 256 << 10;
 const GUARD: usize = 4096;
+/// Bytes of new code after which the writable mapping lets go of its pages.
+const RELEASE: usize = 1 << 20;
 
 /// Executable memory, written through another mapping.
 #[derive(Debug)]
@@ -26,6 +28,8 @@ pub struct CodeCache {
     runnable: NonNull<u8>,
     size: usize,
     used: usize,
+    /// How much of the cache has been let go of in the writable mapping.
+    released: usize,
 }
 
 // SAFETY: the mappings belong to this value alone and move with it.
@@ -52,7 +56,7 @@ impl CodeCache {
                 return Err(error.into());
             }
         };
-        Ok(CodeCache { writable, runnable, size, used: 0 })
+        Ok(CodeCache { writable, runnable, size, used: 0, released: 0 })
     }
 
     /// Address at which the next code will run.
@@ -68,6 +72,7 @@ impl CodeCache {
     pub fn truncate(&mut self, to: u64) {
         let offset = to.wrapping_sub(self.runnable.as_ptr() as u64) as usize;
         self.used = offset.min(self.used);
+        self.released = 0;
     }
 
     /// Adds code made for [`Self::next`].
@@ -78,6 +83,18 @@ impl CodeCache {
         // Entries on 16-byte boundaries are fetched best.
         self.used = ((self.used + 15) & !15).min(self.size);
         self.write(at, code);
+        if self.used - self.released > RELEASE {
+            self.release();
+        }
+    }
+
+    /// Takes the pages out of the writable mapping, so that they count once: the file keeps them, and what is written to
+    /// comes back.
+    fn release(&mut self) {
+        self.released = self.used;
+        let advice = rustix::mm::Advice::LinuxDontNeed;
+        // SAFETY: the whole of our own shared mapping, whose contents are the file's.
+        let _ = unsafe { rustix::mm::madvise(self.writable.as_ptr().cast(), self.size, advice) };
     }
 
     /// Writes bytes at a cache address that holds code already.

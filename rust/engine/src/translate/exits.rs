@@ -76,9 +76,13 @@ impl Exits {
         self.steps.get(n as usize).copied()
     }
 
+    /// Bytes that all of it takes.
+    pub fn bytes(&self) -> usize {
+        self.all.capacity() * size_of::<Exit>() + self.steps.capacity() * size_of::<(Uop, u64)>()
+    }
+
     pub fn clear(&mut self) {
-        self.all.clear();
-        self.steps.clear();
+        *self = Exits::default();
     }
 }
 

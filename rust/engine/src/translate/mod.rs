@@ -78,12 +78,12 @@ pub struct Translator {
     pub stats: TranslatorStats,
 }
 
-/// What the translator did so far.
+/// What the translator did so far. The counters only grow.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TranslatorStats {
     /// Units made.
     pub units: u64,
-    /// Guest instructions in them.
+    /// Bytes of guest code in them.
     pub code_bytes: u64,
     /// Times that translated code was entered.
     pub entries: u64,
@@ -381,7 +381,7 @@ impl Translator {
         self.cache.truncate(self.start);
         self.exits.clear();
         self.exits.add(Exit::Astray);
-        self.pages.clear();
+        self.pages.clear(self.stats.units);
         self.reset_targets();
     }
 }

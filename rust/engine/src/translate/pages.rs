@@ -13,6 +13,11 @@ use crate::mix::Mix;
 use crate::mmu::access::Place;
 use crate::state::Vcpu;
 
+/// Bytes that exits and units may take besides the code.
+const TABLES: usize = 24 << 20;
+/// About what one unit takes of them: itself, its place in the tables, a copy of its guest code.
+const UNIT_BYTES: usize = 192;
+
 /// Set in the offset of a unit that checks each access alone.
 const ALONE: u16 = 1 << 15;
 
@@ -54,12 +59,15 @@ pub struct Pages {
     index: HashMap<Key, u32, BuildHasherDefault<Mix>>,
     /// Count of writes to code pages that was last looked at.
     writes: u64,
+    /// Units that had been made when the cache was emptied last.
+    since: u64,
     /// A unit could not be ended for want of room: all must go.
     full: bool,
 }
 
 impl Pages {
-    pub fn clear(&mut self) {
+    pub fn clear(&mut self, units: u64) {
+        self.since = units;
         self.all.clear();
         self.index.clear();
         self.full = false;
@@ -174,7 +182,9 @@ impl Translator {
 
     /// Translates the unit at an address of a page.
     fn make(&mut self, cpu: &mut Vcpu, page: u32, rip: u64, alone: bool) -> Option<Found> {
-        if self.cache.room() < MOST_BYTES {
+        let tables =
+            self.exits.bytes() + self.stats.units.wrapping_sub(self.pages.since) as usize * UNIT_BYTES;
+        if self.cache.room() < MOST_BYTES || tables > TABLES {
             self.empty();
             return self.unit_at(cpu, rip, alone);
         }

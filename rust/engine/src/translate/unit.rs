@@ -15,7 +15,7 @@ use super::asm::{Asm, Encoding, Escape, R10, R11, RCX, RSP, Rm, at, indexed};
 use super::context::{Place, field, jumps_offset, place};
 use super::emit::{Emitter, Fetched};
 use super::exits::{Cold, Exit, Exits};
-use super::loops::Loop;
+use super::loops::{FIRST_TRIP, Loop};
 use super::plan::{self, Plan};
 use super::thunks::Thunks;
 use crate::mmu::access::canonical;
@@ -65,6 +65,12 @@ pub fn translate(asm: &mut Asm, exits: &mut Exits, thunks: &Thunks, source: &Sou
     let vectors = list.iter().any(|(_, plan)| *plan == Plan::Vector);
     let indirect = asm.here();
     let entry = arrivals(asm, exits, thunks, start, vectors);
+    let back = if source.alone { None } else { Loop::of(&list) };
+    if back.is_some() {
+        // Rounds are counted from where the loop is entered: short loops never get to their head.
+        asm.store_constant32(trip(start), FIRST_TRIP);
+    }
+    let top = asm.here();
     let mut unit = Flow {
         emitter: Emitter {
             asm,
@@ -77,11 +83,10 @@ pub fn translate(asm: &mut Asm, exits: &mut Exits, thunks: &Thunks, source: &Sou
         },
         thunks,
         page: start & !0xfff,
-        entry,
+        top,
         head: None,
         loops: None,
     };
-    let back = if source.alone { None } else { Loop::of(&list) };
     unit.loops = back.as_ref().map(|_| start);
     let mut end = start;
     let mut open = true;
@@ -177,7 +182,8 @@ struct Flow<'a> {
     thunks: &'a Thunks,
     /// Linear address of the unit's page.
     page: u64,
-    entry: u64,
+    /// Where a round begins.
+    top: u64,
     /// The unit's own address, if it is a loop that may have a fast form.
     loops: Option<u64>,
     /// Where the head of the fast form is.
@@ -323,7 +329,7 @@ impl Flow<'_> {
         let (code, cold) = (self.emitter.asm.code.len(), self.emitter.cold.len());
         let head = self.emitter.asm.here();
         let trip = trip(self.loops.unwrap_or(0));
-        self.emitter.loop_head(list, &back, trip, self.entry);
+        self.emitter.loop_head(list, &back, trip, self.top);
         let (len, in_memory) = (back.len, back.counts_in_memory);
         let fast = self.emitter.asm.here();
         if in_memory {
@@ -469,7 +475,7 @@ impl Flow<'_> {
         asm.lea(RCX, at(RCX, -1));
         asm.store(trip, RCX);
         asm.jrcxz(5);
-        asm.jmp(self.entry);
+        asm.jmp(self.top);
         asm.jmp(head);
         asm.bind(used_up);
         let exit = self.emitter.exits.add(Exit::Gone { rip });
