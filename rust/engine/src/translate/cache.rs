@@ -179,7 +179,7 @@ impl Context {
         self.budget = BUDGET_BIAS;
         self.arithmetic_mask = crate::state::flags::ARITHMETIC;
         for view in &mut self.tlb {
-            for index in 0..super::context::TLB_SIZE {
+            for index in [0, super::context::TLB_SIZE - 1] {
                 (view.minus_read[index], view.minus_write[index]) = (empty(index), empty(index));
             }
         }

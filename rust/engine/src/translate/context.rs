@@ -38,10 +38,11 @@ pub struct View {
     pub delta: [u64; TLB_SIZE],
 }
 
-/// The tag of an index while it holds nothing: that of a page that belongs to an index far away, so that no address that leads
-/// here can match, not even by its last byte.
+/// The tag of an index while it holds nothing. Zero is the tag of page 0, which an address that leads elsewhere cannot match, so
+/// fresh memory is empty; but for the first index, and the last, from whose end an operand wraps to address 0. Those hold the tag
+/// of a page that belongs to an index far away.
 pub const fn empty(index: usize) -> u64 {
-    (((index ^ (TLB_SIZE / 2)) as u64) << 12).wrapping_neg()
+    if index == 0 || index == TLB_SIZE - 1 { ((TLB_SIZE as u64 / 2) << 12).wrapping_neg() } else { 0 }
 }
 
 /// The block itself; offsets up to 127 are one byte in an instruction.
