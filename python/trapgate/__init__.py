@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from trapgate.instructions import Instruction as Instruction
     from trapgate.instructions import decode as decode
     from trapgate.instructions import decode_columns as decode_columns
+    from trapgate.translation import translate as translate
     from trapgate.vm import VM as VM
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "errors",
     "exits",
     "images",
+    "translate",
 ]
 
 # Public name -> the module it is taken from; a module listed under its own name is exported itself.
@@ -49,6 +51,7 @@ _HOME = {
     "errors": "trapgate.errors",
     "exits": "trapgate.exits",
     "images": "trapgate.images",
+    "translate": "trapgate.translation",
 }
 
 

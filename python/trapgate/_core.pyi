@@ -7,7 +7,16 @@ from typing import Any, Final, TypeAlias, final
 
 from typing_extensions import Buffer as AnyBuffer
 
-__all__ = ["Buffer", "Core", "__version__", "build_info", "decode", "decode_columns", "mnemonics"]
+__all__ = [
+    "Buffer",
+    "Core",
+    "__version__",
+    "build_info",
+    "decode",
+    "decode_columns",
+    "mnemonics",
+    "translate_unit",
+]
 
 __version__: Final[str]
 
@@ -19,6 +28,12 @@ _Decoded: TypeAlias = tuple[
     int, int, str, str, Any, tuple[int, int, int], tuple[list[str], list[str]], list[tuple[str, str]]
 ]
 
+#: An instruction, what became of it, why, and which parts of the unit are its code.
+_Explained: TypeAlias = tuple[_Decoded, Any, str, tuple[int, int]]
+
+#: Name, instruction that it belongs to, and host code by address, bytes and text.
+_Part: TypeAlias = tuple[str, int | None, list[tuple[int, bytes, str]]]
+
 def decode(code: AnyBuffer, bits: int, address: int, cpu: str, start: int) -> list[_Decoded]:
     """Decode instructions one after the other from an offset on, with what is known about each; some at a time."""
 
@@ -27,6 +42,11 @@ def decode_columns(code: AnyBuffer, bits: int, cpu: str) -> Buffer:
 
 def mnemonics() -> list[str]:
     """The mnemonics that rows number."""
+
+def translate_unit(
+    code: AnyBuffer, address: int, cpl: int, cpu: str, start: int
+) -> tuple[list[_Explained], list[_Part]]:
+    """Translate the unit of 64-bit code at an offset, to be looked at."""
 
 def build_info() -> dict[str, str]:
     """Give the profile and the host back-ends that this module was built with."""

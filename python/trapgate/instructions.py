@@ -113,27 +113,28 @@ def decode(code: Buffer, bits: int = 64, address: int = 0, *, cpu: str = "x86-64
     """
 
     raw = memoryview(code).cast("B")
-    found: list[Instruction] = []
-    for offset, length, mnemonic, text, kind, flags, (read, written), how in _pieces(raw, bits, address, cpu):
-        full, para, hardware = (Treatment(*each) for each in how)
-        found.append(
-            Instruction(
-                address=address + offset,
-                bytes=bytes(raw[offset : offset + length]),
-                mnemonic=mnemonic,
-                text=text,
-                kind=kind,
-                flags_read=flags[0],
-                flags_written=flags[1],
-                flags_undefined=flags[2],
-                registers_read=tuple(read),
-                registers_written=tuple(written),
-                full=full,
-                para=para,
-                hardware=hardware,
-            )
-        )
-    return found
+    return [_instruction(raw, address, decoded) for decoded in _pieces(raw, bits, address, cpu)]
+
+
+def _instruction(raw: memoryview, address: int, decoded: _core._Decoded) -> Instruction:
+    """Give the object for what the core says of an instruction of code at `address`."""
+    offset, length, mnemonic, text, kind, flags, (read, written), how = decoded
+    full, para, hardware = (Treatment(*each) for each in how)
+    return Instruction(
+        address=address + offset,
+        bytes=bytes(raw[offset : offset + length]),
+        mnemonic=mnemonic,
+        text=text,
+        kind=kind,
+        flags_read=flags[0],
+        flags_written=flags[1],
+        flags_undefined=flags[2],
+        registers_read=tuple(read),
+        registers_written=tuple(written),
+        full=full,
+        para=para,
+        hardware=hardware,
+    )
 
 
 def _pieces(raw: memoryview, bits: int, address: int, cpu: str) -> Iterator[_core._Decoded]:

@@ -59,6 +59,14 @@ class Registers:
         kept = 0 if width == 32 else self._core.register(whole) & ~((1 << width) - 1 << shift)
         self._core.set_register(whole, kept | value << shift)
 
+    @property
+    def code_bits(self) -> int:
+        """What the processor decodes now: 16-, 32- or 64-bit code."""
+        # L and D of the code segment's access word (Intel SDM vol. 3, 3.4.5).
+        if self.efer & 1 << 10 and self.cs_access & 1 << 13:
+            return 64
+        return 32 if self.cs_access & 1 << 14 else 16
+
     def __dir__(self) -> list[str]:
         return sorted({*self._core.register_names(), *_PARTS})
 

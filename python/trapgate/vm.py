@@ -25,6 +25,7 @@ from trapgate.errors import ConfigError, StateError
 from trapgate.hooks import Hook, Hooks
 from trapgate.memory import Mapping, Memory, Translation
 from trapgate.registers import Registers
+from trapgate.trace import Trace
 
 if TYPE_CHECKING:
     import numpy as np
@@ -140,6 +141,8 @@ class VM:
         self.regs = Registers(self._core)
         self.mem = Memory(self._core)
         self.on = Hooks(self._core)
+        #: What the translator makes of the guest's code.
+        self.trace = Trace(self)
 
     # Life.
 
@@ -375,10 +378,7 @@ class VM:
         regs = self.regs
         if address is None:
             address = regs.cs_base + regs.rip & _FOREVER
-        # L and D of the code segment's access word (Intel SDM vol. 3, 3.4.5).
-        bits = (
-            64 if regs.efer & 1 << 10 and regs.cs_access & 1 << 13 else 32 if regs.cs_access & 1 << 14 else 16
-        )
+        bits = regs.code_bits
         code = self.mem.linear.read_mapped(address, 15 * count)
         return decode(code, bits, address, cpu=self.config.cpu)[:count]
 

@@ -6,11 +6,13 @@ import binascii
 import dataclasses
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import click
 
-from trapgate import instructions
+from trapgate import instructions, translation
 from trapgate.cli.output import table, write_json
 
 __all__ = ["decode"]
@@ -36,6 +38,18 @@ __all__ = ["decode"]
 @click.option(
     "--cpu", default="x86-64-v2", show_default=True, metavar="MODEL", help="What the CPU offers, or any."
 )
+@click.option(
+    "--mode",
+    type=click.Choice(["full", "para", "hardware"]),
+    help="Show what this mode does and why; full shows guest beside host code.",
+)
+@click.option(
+    "--cpl",
+    type=click.Choice(["0", "3"]),
+    default="0",
+    show_default=True,
+    help="Privilege level that code is translated for, with --mode full.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def decode(
     code: tuple[str, ...],
@@ -45,19 +59,51 @@ def decode(
     offset: str,
     length: str | None,
     cpu: str,
+    mode: Literal["full", "para", "hardware"] | None,
+    cpl: str,
     as_json: bool,
 ) -> None:
     """Show CODE, written as hexadecimal digits, or a file's bytes, as instructions.
 
-    The columns are address, bytes, instruction, class, and what each mode does with it.
+    The columns are address, bytes, instruction, class, and what each mode does with it. With --mode full they are
+    address, instruction, class, what became of it, the host's address and code, and the reason.
     """
     data = _bytes(code, file)
     start = _number(offset, "--offset")
     end = None if length is None else start + _number(length, "--length")
-    found = instructions.decode(data[start:end], int(bits), _number(address, "--address") + start, cpu=cpu)
+    first = _number(address, "--address") + start
+    if mode == "full":
+        if bits != "64":
+            raise click.UsageError("--mode full shows translated code, and only 64-bit code is translated")
+        units = translation.translate(data[start:end], first, cpl=int(cpl), cpu=cpu)
+        if as_json:
+            write_json([unit.as_dict() for unit in units])
+        else:
+            _show([_UNIT_HEADINGS, *(row for unit in units for row in unit.rows())])
+        return
+    found = instructions.decode(data[start:end], int(bits), first, cpu=cpu)
     if as_json:
         write_json(
             [{**dataclasses.asdict(insn), "bytes": insn.bytes.hex(), "length": insn.length} for insn in found]
+        )
+        return
+    if mode is not None:
+        how = [(insn, insn.para if mode == "para" else insn.hardware) for insn in found]
+        _show(
+            [
+                ("Address", "Bytes", "Instruction", "Class", "Action", "Reason"),
+                *(
+                    (
+                        f"{insn.address:x}",
+                        insn.bytes.hex(" "),
+                        insn.text,
+                        insn.kind,
+                        treatment.action,
+                        treatment.reason,
+                    )
+                    for insn, treatment in how
+                ),
+            ]
         )
         return
     headings = ("Address", "Bytes", "Instruction", "Class", "Full", "Para", "Hardware")
@@ -74,6 +120,15 @@ def decode(
         for insn in found
     ]
     table(headings, rows)
+
+
+_UNIT_HEADINGS = ("Guest", "Instruction", "Class", "Action", "Host", "Code", "Reason")
+
+
+def _show(rows: Sequence[Sequence[str]]) -> None:
+    """Print aligned columns, the first row of them headings, on a terminal and into a pipe alike."""
+    for line in translation.format_rows(rows):
+        click.echo(line)
 
 
 def _bytes(code: tuple[str, ...], file: Path | None) -> bytes:

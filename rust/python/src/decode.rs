@@ -20,7 +20,7 @@ const WINDOW: usize = 1 << 16;
 
 /// An instruction as `trapgate.instructions` takes it: offset, length, mnemonic, text, class, flags read, written and
 /// undefined, registers read and written, and how the three modes treat it.
-type Decoded = (
+pub type Decoded = (
     usize,
     u8,
     &'static str,
@@ -40,7 +40,7 @@ fn parse_bits(bits: u32) -> PyResult<Bits> {
     }
 }
 
-fn parse_features(cpu: &str) -> PyResult<Features> {
+pub fn parse_features(cpu: &str) -> PyResult<Features> {
     match (cpu, Model::by_name(cpu)) {
         ("any", _) => Ok(Features::all()),
         (_, Some(model)) => Ok(model.features),
@@ -82,7 +82,7 @@ pub fn decode(
     }))
 }
 
-fn describe(
+pub fn describe(
     writer: &mut TextWriter,
     bytes: &[u8],
     offset: usize,

@@ -8,6 +8,7 @@ mod device;
 mod errors;
 mod paging;
 mod registers;
+mod translation;
 
 use std::collections::BTreeMap;
 
@@ -44,6 +45,8 @@ mod _core {
     use crate::core::Core;
     #[pymodule_export]
     use crate::decode::{decode, decode_columns, mnemonics};
+    #[pymodule_export]
+    use crate::translation::translate_unit;
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {

@@ -1,6 +1,8 @@
 //! A small assembler: encodes what the translator emits, guest instructions with renamed registers included, into a buffer
 //! that will lie at a known address (SDM vol. 2, chapter 2).
 
+use super::explain::Note;
+
 /// Host registers by encoding.
 pub const RAX: u8 = 0;
 pub const RCX: u8 = 1;
@@ -114,12 +116,24 @@ pub struct Asm {
     pub code: Vec<u8>,
     /// Address of the buffer's first byte when it runs.
     pub base: u64,
+    /// What the code from which offset on is for, if anybody wants to know.
+    pub notes: Option<Vec<(usize, Note)>>,
 }
 
 impl Asm {
     pub fn start(&mut self, base: u64) {
         self.code.clear();
         self.base = base;
+    }
+
+    /// Says what the code from here on is for.
+    pub fn note(&mut self, note: Note) {
+        let here = self.code.len();
+        if let Some(notes) = &mut self.notes {
+            // What was taken back leaves no notes.
+            notes.retain(|(at, _)| *at <= here);
+            notes.push((here, note));
+        }
     }
 
     /// Address of the next byte.
@@ -380,7 +394,7 @@ mod tests {
     use super::*;
 
     fn text(make: impl Fn(&mut Asm)) -> String {
-        let mut asm = Asm { code: Vec::new(), base: 0x1000 };
+        let mut asm = Asm { base: 0x1000, ..Asm::default() };
         make(&mut asm);
         let facts = facts(&asm.code, Bits::B64, 0x1000).expect("an instruction");
         assert_eq!(usize::from(facts.len), asm.code.len());

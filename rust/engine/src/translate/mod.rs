@@ -3,7 +3,7 @@
 //!
 //! `unit` makes units, `access` and `loops` find out which checks they can do without, `plan` says what becomes of each instruction, `emit` and `asm` make the code; `context` is what that
 //! code works on, `exits` and `thunks` how it leaves; `pages` knows which code stands where and whether it is still good,
-//! `tlb` keeps the translations that code may use; `cache` holds the code and enters it.
+//! `tlb` keeps the translations that code may use; `cache` holds the code and enters it. `explain` makes units to be looked at.
 
 mod access;
 mod asm;
@@ -11,6 +11,7 @@ mod cache;
 mod context;
 mod emit;
 mod exits;
+pub mod explain;
 mod loops;
 mod pages;
 mod plan;

@@ -15,6 +15,7 @@ use super::asm::{Asm, Encoding, Escape, R10, R11, RCX, RSP, Rm, at, indexed};
 use super::context::{Place, field, jumps_offset, place};
 use super::emit::{Emitter, Fetched};
 use super::exits::{Cold, Exit, Exits};
+use super::explain::Note;
 use super::loops::{FIRST_TRIP, Loop};
 use super::plan::{self, Plan};
 use super::thunks::Thunks;
@@ -64,6 +65,7 @@ pub fn translate(asm: &mut Asm, exits: &mut Exits, thunks: &Thunks, source: &Sou
     let groups = Groups::of(&list, source.alone);
     let vectors = list.iter().any(|(_, plan)| *plan == Plan::Vector);
     let indirect = asm.here();
+    asm.note(Note::Arrival);
     let entry = arrivals(asm, exits, thunks, start, vectors);
     let back = if source.alone { None } else { Loop::of(&list) };
     if back.is_some() {
@@ -92,6 +94,7 @@ pub fn translate(asm: &mut Asm, exits: &mut Exits, thunks: &Thunks, source: &Sou
     let mut open = true;
     for (f, plan) in &list {
         end = f.next();
+        unit.emitter.asm.note(Note::Plain(f.done));
         if !unit.instruction(f, *plan) {
             open = false;
             break;
@@ -99,6 +102,7 @@ pub fn translate(asm: &mut Asm, exits: &mut Exits, thunks: &Thunks, source: &Sou
     }
     if open {
         let done = list.len() as u32;
+        unit.emitter.asm.note(Note::End);
         unit.leave_to(end, done);
     }
     if let Some(back) = back {
@@ -109,7 +113,7 @@ pub fn translate(asm: &mut Asm, exits: &mut Exits, thunks: &Thunks, source: &Sou
 }
 
 /// Decodes up to the end of the unit. Instructions that run into the next page, and bytes that are none, end it before them.
-fn fetch<'a>(source: &Source<'a>) -> Vec<Planned<'a>> {
+pub(super) fn fetch<'a>(source: &Source<'a>) -> Vec<Planned<'a>> {
     let mut list = Vec::with_capacity(8);
     let (mut at, mut branches) = (0, 0);
     while (list.len() as u32) < source.longest {
@@ -249,6 +253,7 @@ impl Flow<'_> {
     /// The interpreter runs the instruction.
     fn interpret(&mut self, f: &Fetched<'_>) {
         let exit = self.emitter.interpret(f);
+        self.emitter.asm.note(Note::Interpret(f.done));
         self.emitter.asm.store_constant32(field!(exit), exit);
         self.emitter.asm.jmp(self.thunks.exit);
     }
@@ -305,23 +310,29 @@ impl Flow<'_> {
     /// Takes completed instructions off the budget; the jump is taken when it is used up.
     fn charge(&mut self, count: u32) -> super::asm::Fixup {
         let asm = &mut *self.emitter.asm;
+        asm.note(Note::Charge);
         asm.load(RCX, field!(budget));
         asm.lea(RCX, at(RCX, -(count as i32)));
         asm.store(field!(budget), RCX);
         asm.shrx(RCX, RCX, RSP);
-        asm.jrcxz_later()
+        let used_up = asm.jrcxz_later();
+        asm.note(Note::Charged);
+        used_up
     }
 
     /// Gives back what a loop was charged for iterations that it did not run: RCX of them, of which `count` instructions
     /// are complete. The jump is taken when the budget is used up.
     fn give_back(&mut self, len: u32, count: u32) -> super::asm::Fixup {
+        self.emitter.asm.note(Note::Charge);
         self.emitter.multiply(len);
         let asm = &mut *self.emitter.asm;
         asm.load(RCX, field!(budget));
         asm.lea(RCX, indexed(RCX, R10, 0, -(count as i32)));
         asm.store(field!(budget), RCX);
         asm.shrx(RCX, RCX, RSP);
-        asm.jrcxz_later()
+        let used_up = asm.jrcxz_later();
+        asm.note(Note::Charged);
+        used_up
     }
 
     /// Emits head and fast form of a loop, unless one of its instructions turns out to have none.
@@ -329,6 +340,7 @@ impl Flow<'_> {
         let (code, cold) = (self.emitter.asm.code.len(), self.emitter.cold.len());
         let head = self.emitter.asm.here();
         let trip = trip(self.loops.unwrap_or(0));
+        self.emitter.asm.note(Note::Head);
         self.emitter.loop_head(list, &back, trip, self.top);
         let (len, in_memory) = (back.len, back.counts_in_memory);
         let fast = self.emitter.asm.here();
@@ -341,9 +353,12 @@ impl Flow<'_> {
             Some(((last, _), body)) => (last, body),
             None => return,
         };
-        let good = body.iter().all(|(f, plan)| match plan {
-            Plan::Branch => self.instruction(f, *plan),
-            _ => self.emitter.instruction(f, *plan).is_ok(),
+        let good = body.iter().all(|(f, plan)| {
+            self.emitter.asm.note(Note::Fast(f.done));
+            match plan {
+                Plan::Branch => self.instruction(f, *plan),
+                _ => self.emitter.instruction(f, *plan).is_ok(),
+            }
         });
         self.emitter.fast = None;
         if !good {
@@ -359,6 +374,7 @@ impl Flow<'_> {
     /// The end of an iteration of the fast form: round again, back to the head when all that were allowed are done, or out.
     fn fast_end(&mut self, last: &Fetched<'_>, len: u32, in_memory: bool, start: u64, head: u64) {
         let asm = &mut *self.emitter.asm;
+        asm.note(Note::Fast(last.done));
         if in_memory {
             asm.load(RCX, field!(iterations));
         }
@@ -427,6 +443,7 @@ impl Flow<'_> {
     /// Emits what is rarely run.
     fn finish(&mut self) {
         while let Some(cold) = self.emitter.cold.pop() {
+            self.emitter.asm.note(Note::Cold(cold));
             match cold {
                 Cold::Leave { jump, exit } => {
                     self.emitter.asm.bind(jump);
