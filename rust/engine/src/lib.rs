@@ -8,10 +8,16 @@ pub mod interp;
 pub mod memory;
 mod mix;
 pub mod mmu;
+pub mod options;
 pub mod platform;
 pub mod state;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 pub mod translate;
+/// What there is of the translator on hosts that it has no code for.
+#[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
+pub mod translate {
+    pub use crate::options::{TranslateOptions, TranslatorStats};
+}
 pub mod vector;
 
 pub use exit::{Exit, Unsupported};

@@ -14,10 +14,11 @@ use crate::exit::Exit;
 use crate::fault::{Exception, Kind, Stop};
 use crate::hooks::{HookEvent, HookId, HookKind};
 use crate::mmu::shadow;
+use crate::options::{TranslateOptions, TranslatorStats};
 use crate::platform::Interrupt;
 use crate::state::{BLOCK_RIP, NO_PAGE, Requests, Shadow, Vcpu};
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-use crate::translate::{Next, TranslateOptions, Translator, TranslatorStats};
+use crate::translate::{Next, Translator};
 
 /// A vCPU with its interpreter.
 #[derive(Debug)]
@@ -65,6 +66,18 @@ impl Engine {
         let make = |options| Translator::new(options).ok().map(Box::new);
         self.translator = options.filter(|_| possible).and_then(make);
         self.translator.is_some() == options.is_some()
+    }
+
+    /// This host has no translator.
+    #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
+    pub fn set_translate(&mut self, options: Option<TranslateOptions>) -> bool {
+        options.is_none()
+    }
+
+    /// This host has no translator.
+    #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
+    pub fn translator_stats(&self) -> Option<TranslatorStats> {
+        None
     }
 
     /// What the translator did, if there is one.

@@ -28,29 +28,14 @@ use self::exits::{Exit, Exits};
 use self::pages::Pages;
 use self::thunks::Thunks;
 use self::tlb::Filled;
+pub use crate::options::{TranslateOptions, TranslatorStats};
+
 use crate::interp::{Step, may_translate, run_one};
 use crate::mmu::access::canonical;
 use crate::state::{Vcpu, flags::ARITHMETIC};
 
 /// More than this are not run at once: requests are looked at in between.
 const MOST_ROOM: u64 = 1 << 20;
-
-/// How translation is done. Results never depend on it: tests take the short cuts away one by one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct TranslateOptions {
-    /// Bytes of the code cache; at least some hundred KiB.
-    pub cache: usize,
-    /// Instructions of a unit at most.
-    pub longest: u32,
-    /// Let jumps lead straight from unit to unit.
-    pub link: bool,
-}
-
-impl Default for TranslateOptions {
-    fn default() -> Self {
-        TranslateOptions { cache: 32 << 20, longest: unit::LONGEST, link: true }
-    }
-}
 
 /// Number of the exit of a unit that was reached by mistake.
 const ASTRAY: u32 = 0;
@@ -77,23 +62,6 @@ pub struct Translator {
     options: TranslateOptions,
     /// Counters for the statistics.
     pub stats: TranslatorStats,
-}
-
-/// What the translator did so far. The counters only grow.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct TranslatorStats {
-    /// Units made.
-    pub units: u64,
-    /// Bytes of guest code in them.
-    pub code_bytes: u64,
-    /// Times that translated code was entered.
-    pub entries: u64,
-    /// Times that it left for the interpreter to run one instruction.
-    pub interpreted: u64,
-    /// Accesses that had to look for their page.
-    pub misses: u64,
-    /// Times that the whole cache was emptied.
-    pub flushes: u64,
 }
 
 /// What the caller is to do next.

@@ -22,7 +22,7 @@ use super::thunks::Thunks;
 use crate::mmu::access::canonical;
 
 /// Instructions of a unit at most; also what the budget must allow before one is entered.
-pub const LONGEST: u32 = 48;
+pub const LONGEST: u32 = crate::options::LONGEST;
 /// Conditional branches that a unit goes on behind.
 const MOST_BRANCHES: u32 = 4;
 /// Bytes that one unit may take at most, stubs included.

@@ -1,0 +1,38 @@
+//! Options and counters of the translator, which exist on hosts that it has no code for as well.
+
+/// Instructions of a unit at most.
+pub(crate) const LONGEST: u32 = 48;
+
+/// How translation is done. Results never depend on it: tests take the short cuts away one by one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TranslateOptions {
+    /// Bytes of the code cache; at least some hundred KiB.
+    pub cache: usize,
+    /// Instructions of a unit at most.
+    pub longest: u32,
+    /// Let jumps lead straight from unit to unit.
+    pub link: bool,
+}
+
+impl Default for TranslateOptions {
+    fn default() -> Self {
+        TranslateOptions { cache: 32 << 20, longest: LONGEST, link: true }
+    }
+}
+
+/// What the translator did so far. The counters only grow.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TranslatorStats {
+    /// Units made.
+    pub units: u64,
+    /// Bytes of guest code in them.
+    pub code_bytes: u64,
+    /// Times that translated code was entered.
+    pub entries: u64,
+    /// Times that it left for the interpreter to run one instruction.
+    pub interpreted: u64,
+    /// Accesses that had to look for their page.
+    pub misses: u64,
+    /// Times that the whole cache was emptied.
+    pub flushes: u64,
+}
