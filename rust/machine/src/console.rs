@@ -78,6 +78,11 @@ impl Console {
         self.written.store(false, Ordering::Relaxed);
     }
 
+    /// Whether something was written that [`Self::take_written`] has not told.
+    pub(crate) fn has_written(&self) -> bool {
+        self.written.load(Ordering::Relaxed)
+    }
+
     /// Whether something was written since watching began or this was last asked.
     pub(crate) fn take_written(&self) -> bool {
         self.written.swap(false, Ordering::Relaxed)

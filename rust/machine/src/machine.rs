@@ -66,7 +66,7 @@ pub struct Limits {
     pub time: Option<Nanos>,
     /// Host time from now on.
     pub wall: Option<Duration>,
-    /// Return after each byte that the guest writes to its console.
+    /// Return when the guest has written to its console: after each byte in virtual time, soon after it in real time.
     pub watch_console: bool,
 }
 
@@ -109,6 +109,8 @@ pub struct Machine {
     signal: Arc<Signal>,
     console: Arc<Console>,
     debug: Arc<Console>,
+    /// When output that is watched, and not yet shown, was first seen in this run.
+    output_since: Option<Instant>,
 }
 
 impl Machine {
@@ -163,7 +165,7 @@ impl Machine {
         };
         let mut cpu = Vcpu::new(model, PROCESSOR, memory, Box::new(platform), requests);
         enter(&mut cpu, &image);
-        Ok(Machine { engine: Engine::new(cpu), board, clock, signal, console, debug })
+        Ok(Machine { engine: Engine::new(cpu), board, clock, signal, console, debug, output_since: None })
     }
 
     /// Runs until a limit or an event.
@@ -171,7 +173,9 @@ impl Machine {
         // A time beyond what the host can count is no limit.
         let wall = limits.wall.and_then(|time| Instant::now().checked_add(time));
         self.clock.start();
-        self.console.watch(limits.watch_console);
+        // In virtual time the moment of each byte counts; the host's clock leaves time to gather some.
+        self.console.watch(limits.watch_console && self.clock.kind() == ClockKind::Virtual);
+        self.output_since = None;
         let exit = self.run_started(limits, wall);
         self.console.watch(false);
         self.clock.stop();
@@ -215,7 +219,7 @@ impl Machine {
                 Control::DebugExit(value) => Exit::DebugExit(value),
             });
         }
-        if limits.watch_console && self.console.take_written() {
+        if limits.watch_console && self.output_is_due() {
             return Some(Exit::ConsoleOutput);
         }
         if self.signal.take_stop() {
@@ -228,6 +232,18 @@ impl Machine {
             return Some(Exit::TimeReached);
         }
         wall.is_some_and(|at| Instant::now() >= at).then_some(Exit::WallTimePassed)
+    }
+
+    /// Whether output is to be shown to the caller now: at once in virtual time, in real time when some has been gathered.
+    fn output_is_due(&mut self) -> bool {
+        if self.clock.kind() == ClockKind::Virtual {
+            return self.console.take_written();
+        }
+        if !self.console.has_written() {
+            return false;
+        }
+        let since = *self.output_since.get_or_insert_with(Instant::now);
+        since.elapsed() >= GATHER && self.console.take_written()
     }
 
     /// The vCPU waits: virtual time jumps to the next event, real time is slept through.
@@ -246,6 +262,9 @@ impl Machine {
                 None if self.board.can_feed(&self.console) => None,
                 None => Some(Exit::Halted),
             };
+        }
+        if limits.watch_console && self.console.take_written() {
+            return Some(Exit::ConsoleOutput);
         }
         let now = self.clock.now(count);
         let mut sleep = next.map_or(LONGEST_SLEEP, |at| Duration::from_nanos(at.saturating_sub(now)));
@@ -362,6 +381,8 @@ fn record_bytes<T: serde::Serialize>(record: &T) -> Vec<u8> {
 /// Instructions after which the loop looks around, whatever the clock: bounds the time that a limit of host time is
 /// overrun by. No guest can tell where a slice ended.
 const SLICE: u64 = 20_000;
+/// Real clock: output that is watched is shown after this long, or when the guest halts.
+const GATHER: Duration = Duration::from_micros(300);
 /// How long a halted machine sleeps at most before it looks around.
 const LONGEST_SLEEP: Duration = Duration::from_millis(50);
 
