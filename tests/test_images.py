@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from trapgate import errors, images
-from trapgate.images import sources
+from trapgate.images import apt, sources
 
 NEEDED = ("apt-get", "apt-cache", "apt-config", "dpkg-deb")
 needs_apt = pytest.mark.skipif(any(shutil.which(tool) is None for tool in NEEDED), reason="needs apt")
@@ -111,6 +111,25 @@ def test_pull_builds_the_image_from_packages(cache: Path) -> None:
     # Nothing is left beside it but the lock.
     assert {p.name for p in cache.iterdir()} == {"images"}
     assert {p.name for p in (cache / "images").iterdir()} == {"debian-12", ".debian-12.lock"}
+
+
+@needs_apt
+def test_what_packages_need_is_told(mirror: Path, tmp_path: Path) -> None:
+    pool = mirror / "pool"
+    paragraphs = [
+        make_package(pool, "compiler", "1", "libcompiler (= 1)", {}),
+        make_package(pool, "libcompiler", "1", "libc", {}),
+        make_package(pool, "libc", "2", "", {}),
+        make_package(pool, "editor", "1", "libeditor", {}),
+    ]
+    (mirror / "Packages").write_text("\n".join(paragraphs))
+    (tmp_path / "apt").mkdir()
+    line = f"deb [trusted=yes] file:{mirror} ./"
+    private = apt.PrivateApt(tmp_path / "apt", release="bookworm", architecture="amd64", source=line)
+    private.update(lambda _part: None)
+    assert private.needed(["compiler"]) == ["compiler", "libc", "libcompiler"]
+    with pytest.raises(errors.ImageError, match="apt cannot tell what editor need"):
+        private.needed(["editor"])
 
 
 @needs_apt

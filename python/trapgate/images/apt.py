@@ -8,6 +8,7 @@ certificates), without the hooks that distributions add.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import tarfile
@@ -54,6 +55,17 @@ class PrivateApt:
             if fields.get("package") == package:
                 return fields
         raise ImageError(f"the configured apt sources have no package {package}")
+
+    def needed(self, packages: Sequence[str]) -> list[str]:
+        """Give the names of packages and of all that they depend on, sorted; recommended ones are not among them."""
+        command = ["apt-get", "-q", "--simulate", "--no-install-recommends", "install", *packages]
+        result = subprocess.run(command, env=self._env(), capture_output=True, text=True, check=False)
+        if result.returncode:
+            lines = [line[2:].strip() for line in result.stderr.splitlines() if line.startswith("E:")]
+            raise ImageError(
+                f"apt cannot tell what {', '.join(packages)} need: {(lines or ['no reason'])[0]}"
+            )
+        return sorted(re.findall(r"^Inst (\S+)", result.stdout, re.MULTILINE))
 
     def download(self, packages: Sequence[str], progress: Fraction) -> list[Path]:
         """Fetch packages, continuing what an earlier attempt left; give their files in the same order."""
