@@ -12,7 +12,8 @@ use super::asm::{Address, Asm, Encoding, Escape, R10, R11, RCX, RSP, Rm, at, ind
 use super::context::{
     BUDGET_BIAS, DELTA, GROUPS, MINUS_READ, MINUS_WRITE, Place, field, place, slot, tlb_offset,
 };
-use super::emit::{Emitter, Fetched, counts_by_cl, group_slot};
+use super::emit::{Emitter, Fetched, counts_by_cl};
+use super::memory::group_slot;
 use super::plan::Plan;
 use super::unit::Planned;
 

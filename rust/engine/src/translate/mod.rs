@@ -1,9 +1,10 @@
 //! The binary translator: guest code is copied into host code with its registers renamed, its memory operands checked and its
 //! transfers of control linked, and runs there. What it has no form for the interpreter runs, one instruction at a time.
 //!
-//! `unit` makes units, `access` and `loops` find out which checks they can do without, `plan` says what becomes of each instruction, `emit` and `asm` make the code; `context` is what that
-//! code works on, `exits` and `thunks` how it leaves; `pages` knows which code stands where and whether it is still good,
-//! `tlb` keeps the translations that code may use; `cache` holds the code and enters it. `explain` makes units to be looked at.
+//! `unit` makes units, `access` and `loops` find out which checks they can do without, `plan` says what becomes of each
+//! instruction; `emit`, `memory`, `special` and `asm` make the code. `context` is what that code works on, `exits` and
+//! `thunks` how it leaves; `pages` knows which code stands where and whether it is still good, `tlb` keeps the translations
+//! that code may use; `cache` holds the code and enters it. `explain` makes units to be looked at.
 
 mod access;
 mod asm;
@@ -13,8 +14,10 @@ mod emit;
 mod exits;
 pub mod explain;
 mod loops;
+mod memory;
 mod pages;
 mod plan;
+mod special;
 mod thunks;
 mod tlb;
 mod unit;
