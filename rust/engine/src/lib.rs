@@ -4,6 +4,7 @@
 pub mod exit;
 pub mod fault;
 pub mod hooks;
+pub mod host;
 pub mod interp;
 pub mod memory;
 mod mix;

@@ -5,8 +5,7 @@
 //! case on the engine, and that is compared again, as strictly; so a rule excuses one outcome and not an instruction.
 //! No rule applies on another maker's processor.
 
-use std::arch::x86_64::__cpuid;
-use std::sync::LazyLock;
+pub use trapgate_engine::host::AMD;
 
 use iced_x86::{
     Code, Decoder, DecoderOptions, FlowControl, Instruction, MemorySize, Mnemonic, OpKind, Register,
@@ -18,10 +17,6 @@ use crate::compare::{ES, Undefined, difference};
 use crate::guest::Guest;
 use crate::space::{CODE, PAGE, WINDOW};
 use crate::values::flag;
-
-/// Whether the host's processor is AMD's, or of its design.
-pub static AMD: LazyLock<bool> =
-    LazyLock::new(|| [*b"Auth", *b"Hygo"].map(u32::from_le_bytes).contains(&__cpuid(0).ebx));
 
 const RCX: usize = 1;
 const RSI: usize = 6;

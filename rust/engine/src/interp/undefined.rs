@@ -1,25 +1,10 @@
 //! Flags that the manual leaves undefined: what the host's processor leaves in them, so that interpreted and translated code
 //! leave the same. docs/testing-silicon.md has the table that was measured.
 
-use std::sync::LazyLock;
-
 use trapgate_x86::regs::rflags;
 
+use crate::host::AMD;
 use crate::state::Flags;
-
-/// Whether the host's processor is AMD's, or of its design; what no processor of either maker runs follows Intel's.
-static AMD: LazyLock<bool> = LazyLock::new(is_amd);
-
-#[cfg(target_arch = "x86_64")]
-fn is_amd() -> bool {
-    let vendor = std::arch::x86_64::__cpuid(0).ebx.to_le_bytes();
-    vendor == *b"Auth" || vendor == *b"Hygo"
-}
-
-#[cfg(not(target_arch = "x86_64"))]
-fn is_amd() -> bool {
-    false
-}
 
 /// After a shift by a count that is not zero: AF.
 #[inline(always)]

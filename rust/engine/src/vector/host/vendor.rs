@@ -2,6 +2,7 @@
 //! is checked (the processor must have left exactly what the rule says) and is counted; none applies on other hosts.
 //! docs/testing-silicon.md lists them.
 
+pub(super) use crate::host::AMD;
 use std::arch::x86_64::__cpuid;
 use std::sync::LazyLock;
 
@@ -12,10 +13,6 @@ use super::super::fp::X87Binary;
 use super::super::mock::Mock;
 use super::super::state::{F80, MXCSR_MASK, VectorState, fsw};
 use super::super::{Control, SoftFp, execute};
-
-/// Whether the host's processor is AMD's, or of its design.
-pub(super) static AMD: LazyLock<bool> =
-    LazyLock::new(|| [*b"Auth", *b"Hygo"].map(u32::from_le_bytes).contains(&__cpuid(0).ebx));
 
 /// Where FXSAVE images have the three x87 pointers, the mask, and the first XMM register.
 const FSW_AT: usize = 2;
