@@ -215,12 +215,12 @@ impl Cache {
                 _ => return Ok(false),
             },
         };
-        block.state = watch(cpu, first);
+        block.state = cpu.watch_code(first);
         let mut now = [0; 15 * LONGEST + 15];
         let now = &mut now[..block.bytes.len()];
         cpu.memory.read_host(first, &mut now[..in_first]);
         if let Some(host) = second {
-            block.second = Some((host, watch(cpu, host)));
+            block.second = Some((host, cpu.watch_code(host)));
             cpu.memory.read_host(host, &mut now[in_first..]);
         }
         Ok(*now == *block.bytes)
@@ -228,7 +228,7 @@ impl Cache {
 
     /// Decodes a block and enters it, over an older one of the same key if there is one.
     fn decode(&mut self, cpu: &mut Vcpu, key: Key, linear: u64) -> Done<(u32, bool)> {
-        let state = watch(cpu, key.host);
+        let state = cpu.watch_code(key.host);
         let room = (PAGE - key.host % PAGE) as usize;
         let mut code = [0; 15 * LONGEST + 15];
         let have = room.min(15 * LONGEST);
@@ -241,7 +241,7 @@ impl Cache {
             let next = cpu.fetch_place(linear.wrapping_add(room as u64))?;
             let (Place::Ram(host) | Place::Rom(host)) = next else { return self.device_code(cpu, linear) };
             let host = host & !(PAGE - 1);
-            second = Some((host, watch(cpu, host)));
+            second = Some((host, cpu.watch_code(host)));
             cpu.memory.read_host(host, &mut code[room..room + 15]);
             // All bytes that were looked at are kept: those of one that does not decode count as well.
             len = decode_run(cpu, &code[..room + 15], key, 1, &mut self.scratch);
@@ -321,15 +321,6 @@ fn faulting(error: DecodeError) -> Uop {
     };
     let run = if error == DecodeError::TooLong { super::system::too_long } else { alu::never };
     Uop::new(insn, run, 0, Bits::B64, true)
-}
-
-/// Marks a page as holding code; a first mark takes the write right from cached translations.
-fn watch(cpu: &mut Vcpu, host: u64) -> u32 {
-    let (state, fresh) = cpu.memory.watch_code(host);
-    if fresh {
-        cpu.tlb.protect_host(host & !(PAGE - 1));
-    }
-    state
 }
 
 /// Everything besides the address on which a lookup depends, as one number.

@@ -399,6 +399,15 @@ impl Vcpu {
         Ok(())
     }
 
+    /// Marks a page as holding code and gives its counter; a first mark takes the write right from cached translations.
+    pub(crate) fn watch_code(&mut self, host: u64) -> u32 {
+        let (state, fresh) = self.memory.watch_code(host);
+        if fresh {
+            self.tlb.protect_host(host & !(PAGE - 1));
+        }
+        state
+    }
+
     /// Drops what is cached of one linear page, as INVLPG does.
     pub(crate) fn flush_page(&mut self, linear: u64) {
         self.shadow_tables.flush_page(linear);

@@ -172,7 +172,6 @@ impl Drop for ContextBox {
 impl Context {
     /// First contents; the mapping is zero.
     fn prepare(&mut self) {
-        self.page_mask = !0xfff;
         self.aligned_mask = !0xff0;
         self.slot_mask = !0xff8;
         self.trips.fill(u64::from(super::loops::FIRST_TRIP));

@@ -53,8 +53,6 @@ pub struct Context {
     pub resident: [u64; 4],
     /// Instructions that may still be completed, plus [`BUDGET_BIAS`].
     pub budget: u64,
-    /// Address bits above a page, for operands of any alignment.
-    pub page_mask: u64,
     /// Tag and delta of the page that the stack was last on, with the right to write.
     pub minus_stack: u64,
     pub stack_delta: u64,

@@ -373,7 +373,7 @@ fn place_name(disp: i32, indexed: bool) -> Option<String> {
         ($($name:ident)*) => { [$((offset_of!(Context, $name), size_of_field(|c: &Context| &c.$name), stringify!($name))),*] };
     }
     let places = places!(
-        budget page_mask minus_stack stack_delta vector fs_base gs_base exit aligned_mask slot_mask interrupts
+        budget minus_stack stack_delta vector fs_base gs_base exit aligned_mask slot_mask interrupts
         quiet other_flags arithmetic_mask kernel_gs_base direction control selectors target gpr flags groups
         iterations trips mxcsr host_mxcsr xmm pairs
     );

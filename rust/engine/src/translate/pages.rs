@@ -174,7 +174,7 @@ impl Translator {
         }
         let number = self.pages.all.len() as u32;
         let pair = if (number as usize + 1) < PAIRS { number as u16 + 1 } else { 0 };
-        let state = watch(cpu, key.host);
+        let state = cpu.watch_code(key.host);
         self.pages.all.push(Page { key, state, pair, units: HashMap::default(), gone: Vec::new() });
         self.pages.index.insert(key, number);
         number
@@ -260,7 +260,7 @@ impl Translator {
     /// Compares the units of a page with its memory and ends those that differ.
     fn check(&mut self, cpu: &mut Vcpu, page: usize) {
         let page = &mut self.pages.all[page];
-        page.state = watch(cpu, page.key.host);
+        page.state = cpu.watch_code(page.key.host);
         let mut now = [0; PAGE as usize];
         cpu.memory.read_host(page.key.host, &mut now);
         let (cache, exits, thunks, asm) = (&mut self.cache, &mut self.exits, &self.thunks, &mut self.asm);
@@ -290,13 +290,4 @@ impl Translator {
         });
         self.pages.full |= full;
     }
-}
-
-/// Marks a page as holding code; a first mark takes the write right from cached translations.
-fn watch(cpu: &mut Vcpu, host: u64) -> u32 {
-    let (state, fresh) = cpu.memory.watch_code(host);
-    if fresh {
-        cpu.tlb.protect_host(host & !(PAGE - 1));
-    }
-    state
 }

@@ -9,6 +9,7 @@ use super::context::{Context, Place, at_offset, field, place, saved, slot};
 use super::emit::{Emitter, Fetched, Untranslatable};
 use super::exits::{Access, Cold, Exit};
 use super::plan;
+use super::thunks::{load_flags, save_flags};
 use crate::interp::{Uop, handler};
 
 impl Emitter<'_> {
@@ -236,16 +237,13 @@ impl Emitter<'_> {
     /// Puts OF and what LAHF gives, and RAX, into the context.
     pub(super) fn keep_flags(&mut self) {
         self.asm.store(saved(0), RAX);
-        self.asm.bytes(&[0x9f, 0x0f, 0x90, 0xc0]); // lahf; seto al
-        let plain = Encoding::new(Escape::None, 0x89, false, RAX, Rm::Mem(field!(flags)));
-        self.asm.emit(&Encoding { opsize: true, ..plain });
+        save_flags(self.asm);
         self.asm.load(RAX, saved(0));
     }
 
     /// The reverse of [`Self::keep_flags`].
     pub(super) fn restore_flags(&mut self) {
-        self.asm.emit(&Encoding::new(Escape::M0f, 0xb7, false, RAX, Rm::Mem(field!(flags))));
-        self.asm.bytes(&[0x04, 0x7f, 0x9e]); // add al, 7Fh; sahf
+        load_flags(self.asm);
         self.asm.load(RAX, saved(0));
     }
 

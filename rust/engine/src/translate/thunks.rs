@@ -99,14 +99,14 @@ fn jump_short_over(asm: &mut Asm) -> super::asm::Fixup {
 }
 
 /// Puts OF and what LAHF gives into the context. Ends RAX.
-fn save_flags(asm: &mut Asm) {
+pub(super) fn save_flags(asm: &mut Asm) {
     asm.bytes(&[0x9f, 0x0f, 0x90, 0xc0]); // lahf; seto al
     let plain = Encoding::new(Escape::None, 0x89, false, RAX, Rm::Mem(field!(flags)));
     asm.emit(&Encoding { opsize: true, ..plain });
 }
 
 /// The reverse. Ends RAX.
-fn load_flags(asm: &mut Asm) {
+pub(super) fn load_flags(asm: &mut Asm) {
     asm.emit(&Encoding::new(Escape::M0f, 0xb7, false, RAX, Rm::Mem(field!(flags))));
     asm.bytes(&[0x04, 0x7f, 0x9e]); // add al, 7Fh; sahf
 }
