@@ -12,6 +12,7 @@ use crate::fault::{Done, Exception, Kind, Stop};
 use crate::hooks::{HookEvent, HookId, HookKind};
 use crate::memory::Word;
 use crate::mmu::access::{Intent, canonical};
+use crate::monitor::Handled;
 use crate::state::{Descriptor, Segment, Vcpu};
 
 /// Exceptions that may follow one another in one delivery.
@@ -39,6 +40,9 @@ impl Vcpu {
         let (mut event, mut back, first, rip) = (event, back, event.vector, self.rip);
         let mut itself = true;
         self.note(&event);
+        if self.is_para() {
+            return self.deliver_to_monitor(event, back);
+        }
         // Benign exceptions in delivery (#AC on #AC) never become a double fault: a few rounds, then it is a shutdown.
         for _ in 0..MOST_ROUNDS {
             match self.through_gate(&event, back) {
@@ -66,6 +70,25 @@ impl Vcpu {
             };
         }
         Err(Exit::TripleFault { rip, vector: first })
+    }
+
+    /// Hands an event to the monitor of a para-virtual guest.
+    fn deliver_to_monitor(&mut self, event: Exception, back: u64) -> Result<bool, Exit> {
+        let (rip, single_step) = (self.rip, self.flags.is_set(rflags::TF));
+        match self.with_monitor(|monitor, cpu| monitor.exception(cpu, event, back)) {
+            Some(Ok(Handled::Emulated)) => {
+                self.count = self.count.wrapping_add(1);
+                if single_step {
+                    self.pending_debug |= dr6::BS;
+                }
+                Ok(false)
+            }
+            Some(Ok(Handled::Delivered)) | None => {
+                self.hook_event(&event, rip);
+                Ok(true)
+            }
+            Some(Err(exit)) => Err(exit),
+        }
     }
 
     fn hook_event(&mut self, event: &Exception, rip: u64) {

@@ -100,6 +100,10 @@ impl Vcpu {
         }
         let d = self.descriptor(selector, Vector::Gp)?;
         if !d.is_code_or_data() {
+            // The privilege of a para-virtual guest is not the processor's: no gate leads anywhere (Xen gives them DPL 0).
+            if self.is_para() {
+                return self.raise(Exception::gp(selector_error(selector)));
+            }
             return match (d.kind(), self.mode.long) {
                 (12, true) | (4 | 12, false) => {
                     let gate = self.call_gate(selector, d)?;

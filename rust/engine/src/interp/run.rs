@@ -471,6 +471,10 @@ fn interrupts(cpu: &mut Vcpu) -> Option<Exit> {
     if !cpu.interrupt_waiting || cpu.shadow == Shadow::MovSs {
         return None;
     }
+    if cpu.is_para() {
+        cpu.interrupt_waiting = false;
+        return cpu.with_monitor(|monitor, cpu| monitor.interrupt(cpu)).and_then(Result::err);
+    }
     let maskable = cpu.flags.is_set(rflags::IF) && cpu.shadow == Shadow::None;
     let nmi = !cpu.nmi_blocked;
     match cpu.platform.pending(cpu.count, nmi, maskable) {

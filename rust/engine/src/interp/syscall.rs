@@ -4,8 +4,10 @@ use trapgate_x86::insn::{Bits, Seg};
 use trapgate_x86::regs::{dr6, efer, rflags};
 
 use super::Uop;
-use crate::fault::Done;
+use crate::exit::Exit;
+use crate::fault::{Done, Stop};
 use crate::mmu::access::canonical;
+use crate::monitor::Monitor;
 use crate::state::{Segment, Vcpu};
 
 /// Access words of the flat segments that these instructions load without reading a descriptor.
@@ -24,12 +26,30 @@ impl Vcpu {
         self.update_mode();
         self.attention = true;
     }
+
+    /// Lets the monitor of a para-virtual guest do what the instruction asks for.
+    fn to_monitor<T: Default>(
+        &mut self,
+        work: impl FnOnce(&mut dyn Monitor, &mut Vcpu) -> Result<T, Exit>,
+    ) -> Done<T> {
+        match self.with_monitor(work) {
+            Some(Ok(value)) => Ok(value),
+            Some(Err(exit)) => {
+                self.exit = Some(exit);
+                Err(Stop::Exit)
+            }
+            None => Ok(T::default()),
+        }
+    }
 }
 
 /// SYSCALL: only in 64-bit mode on Intel processors.
 pub(super) fn syscall(cpu: &mut Vcpu, u: &Uop) -> Done {
     if cpu.mode.bits != Bits::B64 || cpu.efer & efer::SCE == 0 {
         return cpu.undefined();
+    }
+    if cpu.is_para() {
+        return cpu.to_monitor(|monitor, cpu| monitor.system_call(cpu));
     }
     let next = cpu.next_rip(u);
     cpu.regs[1] = next;
@@ -72,6 +92,10 @@ pub(super) fn sysret(cpu: &mut Vcpu, u: &Uop) -> Done {
 
 /// SYSENTER.
 pub(super) fn sysenter(cpu: &mut Vcpu, _: &Uop) -> Done {
+    if cpu.is_para() {
+        let entered = cpu.to_monitor(|monitor, cpu| monitor.system_enter(cpu))?;
+        return if entered { Ok(()) } else { cpu.protection() };
+    }
     let selector = cpu.sysenter_cs as u16;
     if selector & !3 == 0 {
         return cpu.protection();

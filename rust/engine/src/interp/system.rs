@@ -341,6 +341,14 @@ pub(super) fn cpuid(cpu: &mut Vcpu, _: &Uop) -> Done {
 impl Vcpu {
     /// CPUID of a leaf as the guest sees it now.
     pub fn cpuid_values(&self, leaf: u32, subleaf: u32) -> Cpuid {
+        match &self.monitor {
+            Some(monitor) => monitor.cpuid(self, leaf, subleaf),
+            None => self.model_cpuid(leaf, subleaf),
+        }
+    }
+
+    /// CPUID of a leaf as the model has it.
+    pub fn model_cpuid(&self, leaf: u32, subleaf: u32) -> Cpuid {
         let dynamic = Dynamic {
             apic_id: self.platform.apic_id(),
             topology: self.processor.topology,

@@ -135,6 +135,12 @@ impl GuestMemory {
         None
     }
 
+    /// The guest-physical address of a host offset.
+    pub fn address_of(&self, host: u64) -> Option<u64> {
+        let home = self.placed.iter().find(|p| host.wrapping_sub(p.host) < p.region.len)?;
+        Some(home.region.start + (host - home.host))
+    }
+
     /// Loads from a host offset that came from [`Self::page`]; the access must stay inside the page.
     #[inline(always)]
     pub fn load<T: Word>(&self, host: u64) -> T {

@@ -13,6 +13,7 @@ use super::walk::{self, Access};
 use crate::fault::{Done, Exception, Stop};
 use crate::hooks::HookKind;
 use crate::memory::{PAGE, Word};
+use crate::monitor::TableStore;
 use crate::state::{Flags, Vcpu};
 
 /// Where a byte of linear memory is.
@@ -24,6 +25,8 @@ pub enum Place {
     Rom(u64),
     /// Device memory, at a guest-physical address.
     Device(u64),
+    /// A page table of a para-virtual guest, at a guest-physical address: stores are its monitor's to make.
+    Table(u64),
 }
 
 /// What an access is for, as far as it changes the privilege it is made with.
@@ -107,8 +110,15 @@ impl Vcpu {
         change: impl Fn(&mut Flags, T) -> T,
     ) -> Done {
         self.check_alignment(linear, T::SIZE)?;
+        let inside = (linear & 0xfff) as usize <= 4096 - T::SIZE;
+        if self.is_para()
+            && inside
+            && let Place::Table(gpa) = self.place(seg, linear, Intent::Write, T::SIZE as u64)?
+        {
+            return self.modify_table(linear, gpa, change);
+        }
         if lock
-            && (linear & 0xfff) as usize <= 4096 - T::SIZE
+            && inside
             && let Place::Ram(host) = self.place(seg, linear, Intent::Write, T::SIZE as u64)?
         {
             let before = self.flags;
@@ -175,14 +185,24 @@ impl Vcpu {
     pub fn store_as<T: Word>(&mut self, seg: Seg, linear: u64, value: T, intent: Intent) -> Done {
         let size = T::SIZE as u64;
         if (linear & 0xfff) + size <= PAGE {
-            let place = self.place(seg, linear, intent, size)?;
-            self.store_at(place, value);
-            return Ok(());
+            return match self.place(seg, linear, intent, size)? {
+                Place::Table(gpa) => self.store_table(
+                    linear,
+                    TableStore { gpa, size: T::SIZE as u8, old: None, new: value.to_u64() },
+                ),
+                place => {
+                    self.store_at(place, value);
+                    Ok(())
+                }
+            };
         }
         self.check_range(seg, linear, size, intent)?;
         for i in 0..size {
-            let place = self.place(seg, linear.wrapping_add(i), intent, 1)?;
-            self.store_at(place, (value.to_u64() >> (8 * i)) as u8);
+            let at = linear.wrapping_add(i);
+            match self.place(seg, at, intent, 1)? {
+                Place::Table(_) => return self.refuse_table(at),
+                place => self.store_at(place, (value.to_u64() >> (8 * i)) as u8),
+            }
         }
         Ok(())
     }
@@ -190,6 +210,10 @@ impl Vcpu {
     fn load_at<T: Word>(&mut self, place: Place) -> T {
         match place {
             Place::Ram(host) | Place::Rom(host) => self.memory.load(host),
+            Place::Table(gpa) => self
+                .memory
+                .page(gpa)
+                .map_or(T::from_u64(u64::MAX), |page| self.memory.load(page.offset + gpa % PAGE)),
             Place::Device(gpa) => {
                 self.recheck();
                 let count = self.count_now();
@@ -204,7 +228,7 @@ impl Vcpu {
                 self.memory.store(host, value);
                 self.after_write(host);
             }
-            Place::Rom(_) => {}
+            Place::Rom(_) | Place::Table(_) => {}
             Place::Device(gpa) => {
                 self.recheck();
                 let count = self.count_now();
@@ -276,7 +300,7 @@ impl Vcpu {
         let linear = if self.mode.long { linear } else { linear & u64::from(u32::MAX) };
         debug_assert!((linear & 0xfff) + size <= PAGE);
         let system = matches!(intent, Intent::SystemRead | Intent::SystemWrite);
-        let user = self.cpl == 3 && !system;
+        let user = self.cpl == 3 && !self.kernel_mode && !system;
         let access = Access {
             write: intent.writes(),
             fetch: intent == Intent::Fetch,
@@ -284,6 +308,9 @@ impl Vcpu {
             smap_off: !system && self.flags.is_set(rflags::AC),
         };
         let paging = self.paging();
+        if self.is_para() {
+            return self.place_direct(linear, &paging, access, system);
+        }
         if let Some(known) = self.shadow_tables.get(linear)
             && paging.allows(&known, access)
             && (known.dirty || !access.write)
@@ -304,7 +331,13 @@ impl Vcpu {
     }
 
     /// Enters a translation into the TLB where that is allowed, and gives its place.
-    fn enter(&mut self, linear: u64, paging: &walk::Paging, m: &walk::Mapping, user: bool) -> Place {
+    pub(super) fn enter(
+        &mut self,
+        linear: u64,
+        paging: &walk::Paging,
+        m: &walk::Mapping,
+        user: bool,
+    ) -> Place {
         let offset = m.gpa & 0xfff;
         let Some(page) = self.memory.page(m.gpa) else { return Place::Device(m.gpa) };
         let watched = self.memory.code_state(page.offset) & 1 == 1;
@@ -343,7 +376,9 @@ impl Vcpu {
             let n = ((PAGE - at % PAGE) as usize).min(buf.len() - done);
             match self.place(seg, at, Intent::Read, n as u64)? {
                 Place::Ram(host) | Place::Rom(host) => self.memory.read_host(host, &mut buf[done..done + n]),
-                place @ Place::Device(_) => self.device_bytes(place, &mut buf[done..done + n]),
+                place @ (Place::Device(_) | Place::Table(_)) => {
+                    self.device_bytes(place, &mut buf[done..done + n])
+                }
             }
             done += n;
         }
@@ -382,6 +417,7 @@ impl Vcpu {
                     self.after_write(host);
                 }
                 Place::Rom(_) => {}
+                Place::Table(_) => return self.refuse_table(at),
                 Place::Device(gpa) => {
                     for (i, chunk) in piece.chunks(8).enumerate() {
                         if let Ok(eight) = <[u8; 8]>::try_from(chunk) {
@@ -429,6 +465,7 @@ impl Vcpu {
             pdptes: self.pdptes,
             physical_bits: self.model.physical_bits,
             gigabyte_pages: self.features().contains(Features::PDPE1GB),
+            direct: self.is_para(),
         }
     }
 

@@ -29,6 +29,9 @@ pub struct Paging {
     pub physical_bits: u8,
     /// Whether 1 GiB pages are offered.
     pub gigabyte_pages: bool,
+    /// Tables of a para-virtual guest: they hold machine addresses, and U/S means nothing, as kernel and user mode have a
+    /// root each (Xen sets it everywhere).
+    pub direct: bool,
 }
 
 /// Paging formats.
@@ -299,7 +302,7 @@ fn walk64(
         if entry & reserved != 0 {
             return Err(Missing::Reserved);
         }
-        user &= entry & US != 0;
+        user &= entry & US != 0 || paging.direct;
         writable &= entry & RW != 0;
         executable &= entry & NX == 0 || paging.efer & efer::NXE == 0;
         let large = entry & PS != 0 && level > 1;

@@ -21,6 +21,7 @@ use crate::hooks::{HookEvent, HookId, HookKind, Hooks};
 use crate::memory::GuestMemory;
 use crate::mmu::shadow::Shadow as ShadowTables;
 use crate::mmu::tlb::Tlb;
+use crate::monitor::Monitor;
 use crate::platform::Platform;
 use crate::vector::VectorState;
 
@@ -129,7 +130,12 @@ pub struct Vcpu {
     pub count: u64,
 
     pub(crate) mode: Mode,
+    /// The second view of the TLB is used: CPL 3, or user mode of a para-virtual guest.
     pub(crate) user_view: bool,
+    /// The guest is para-virtual and runs its kernel.
+    pub(crate) kernel_mode: bool,
+    /// The other half of a para-virtual guest's processor; lent out (`None`) only while it works.
+    pub(crate) monitor: Option<Box<dyn Monitor>>,
     pub(crate) tlb: Tlb,
     pub(crate) shadow_tables: ShadowTables,
     pub(crate) memory: Arc<GuestMemory>,
@@ -222,6 +228,8 @@ impl Vcpu {
             count: 0,
             mode: Mode { bits: Bits::B16, long: false, flat: false, short_code: true, rip_mask: 0xffff },
             user_view: false,
+            kernel_mode: false,
+            monitor: None,
             tlb: Tlb::default(),
             shadow_tables: ShadowTables::default(),
             memory,
@@ -267,7 +275,7 @@ impl Vcpu {
         let flat = cs.is_flat() && data.iter().all(|segment| segment.is_flat() && segment.writable());
         let short_code = bits != Bits::B64 && cs.limit != u32::MAX;
         self.mode = Mode { bits, long, flat, short_code, rip_mask };
-        self.user_view = self.cpl == 3;
+        self.user_view = self.cpl == 3 && !self.kernel_mode;
     }
 
     /// A segment register.

@@ -142,7 +142,7 @@ impl Translator {
     fn unit_at(&mut self, cpu: &mut Vcpu, rip: u64, alone: bool) -> Option<Found> {
         let host = match cpu.fetch_place(rip) {
             Ok(Place::Ram(host) | Place::Rom(host)) => host,
-            Ok(Place::Device(_)) => return None,
+            Ok(Place::Device(_) | Place::Table(_)) => return None,
             Err(_) => {
                 // The interpreter meets the same fault and raises it.
                 cpu.fault = None;
@@ -196,8 +196,16 @@ impl Translator {
         cpu.memory.read_host(key.host + offset as u64, code);
         self.asm.start(self.cache.next());
         let longest = self.options.longest;
-        let source =
-            Source { rip, code, page: key.host, user: key.user, features: cpu.features(), longest, alone };
+        let source = Source {
+            rip,
+            code,
+            page: key.host,
+            user: key.user,
+            privileged: !key.user && !cpu.is_para(),
+            features: cpu.features(),
+            longest,
+            alone,
+        };
         let made = unit::translate(&mut self.asm, &mut self.exits, &self.thunks, &source);
         // Making a unit watches its page: the vCPU's TLB has a change for ours.
         self.follow_changes(cpu);

@@ -36,7 +36,10 @@ pub struct Source<'a> {
     pub code: &'a [u8],
     /// Offset of the page in the host mapping.
     pub page: u64,
+    /// The second view of the TLB.
     pub user: bool,
+    /// CPL 0: a para-virtual kernel has the first view, but not that.
+    pub privileged: bool,
     pub features: Features,
     /// Instructions at most.
     pub longest: u32,
@@ -122,7 +125,7 @@ pub(super) fn fetch<'a>(source: &Source<'a>) -> Vec<Planned<'a>> {
         let Ok((insn, slots)) = decode_slots(bytes, &layout, &source.features) else { break };
         let rip = source.rip.wrapping_add(at as u64);
         let fetched = Fetched { bytes, layout, insn, slots, rip, done: list.len() as u32 };
-        let mut plan = plan::plan(&insn, source.user);
+        let mut plan = plan::plan(&insn, !source.privileged);
         if insn.operands[0] == Operand::Rel && !canonical(fetched.next().wrapping_add(insn.imm)) {
             plan = Plan::Interpret;
         }

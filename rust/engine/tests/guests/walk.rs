@@ -35,6 +35,7 @@ fn base(cr4: u64, efer: u64) -> Paging {
         pdptes: [0; 4],
         physical_bits: MAXPHYADDR as u8,
         gigabyte_pages: true,
+        direct: false,
     }
 }
 

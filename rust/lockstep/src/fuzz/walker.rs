@@ -40,6 +40,7 @@ fn paging(input: &mut Input<'_>) -> Paging {
         pdptes: [0; 4],
         physical_bits: if choice >> 11 & 1 != 0 { 40 } else { 36 },
         gigabyte_pages: choice >> 12 & 1 != 0,
+        direct: false,
     };
     if choice >> 5 & 1 != 0 && choice >> 13 & 1 != 0 {
         paging.efer |= efer::LMA | efer::LME;

@@ -1,0 +1,134 @@
+//! Translation for a para-virtual guest: its own page tables, which its monitor has validated, are walked at every miss of
+//! the TLB; there is no second level. Stores to such a table go to the monitor where it wants them.
+
+use trapgate_x86::insn::Seg;
+use trapgate_x86::regs::pf;
+
+use super::access::{Intent, Place};
+use super::walk::{self, Access, Mapping, PageFault, Paging};
+use crate::fault::{Done, Exception};
+use crate::memory::{PAGE, Word};
+use crate::monitor::{Stored, TableStore};
+use crate::state::{Flags, Vcpu};
+
+/// Rounds of a read-modify-write that found its entry changed; somebody else makes headway in each.
+const MOST_ROUNDS: u32 = 1000;
+
+impl Vcpu {
+    /// Finds where a linear address lies.
+    pub(super) fn place_direct(
+        &mut self,
+        linear: u64,
+        paging: &Paging,
+        access: Access,
+        system: bool,
+    ) -> Done<Place> {
+        if self.monitor.as_ref().is_some_and(|monitor| monitor.owns(linear)) {
+            return self.place_window(linear, paging, access, system);
+        }
+        match walk::translate(&self.memory, paging, linear, access) {
+            Ok(mapping) => Ok(self.enter(linear, paging, &mapping, access.user)),
+            Err(fault) => match self.trapped(linear, paging, access, fault) {
+                Some(gpa) => Ok(Place::Table(gpa)),
+                None => {
+                    self.flush_page(linear);
+                    self.raise(Exception::page_fault(linear, fault.error))
+                }
+            },
+        }
+    }
+
+    /// The part of linear memory that is the monitor's: what it shows there, the guest's kernel may read.
+    fn place_window(&mut self, linear: u64, paging: &Paging, access: Access, system: bool) -> Done<Place> {
+        let shown = if access.user || access.write && !system {
+            None
+        } else {
+            self.with_monitor(|monitor, cpu| monitor.window(cpu, linear, system)).flatten()
+        };
+        let Some((gpa, page)) = shown.and_then(|gpa| Some((gpa, self.memory.page(gpa)?))) else {
+            let write = if access.write { pf::W } else { 0 };
+            let user = if access.user { pf::U } else { 0 };
+            return self.raise(Exception::page_fault(linear, write | user));
+        };
+        if system {
+            // Descriptors are the processor's to read; the guest sees its own mapping of them.
+            return Ok(Place::Ram(page.offset + gpa % PAGE));
+        }
+        let mapping = Mapping {
+            gpa,
+            page_size: PAGE,
+            user: true,
+            writable: false,
+            executable: false,
+            dirty: true,
+            global: false,
+        };
+        Ok(self.enter(linear, paging, &mapping, false))
+    }
+
+    /// The address of a page table that a store has met, if the monitor makes such stores.
+    fn trapped(&mut self, linear: u64, paging: &Paging, access: Access, fault: PageFault) -> Option<u64> {
+        if !access.write || access.user || fault.error & pf::P == 0 {
+            return None;
+        }
+        let mapping = walk::walk(&self.memory, paging, linear, |_| {}).ok()?;
+        self.monitor.as_ref().is_some_and(|monitor| monitor.traps(mapping.gpa)).then_some(mapping.gpa)
+    }
+
+    /// Stores into a page table by way of the monitor; a refused entry is a page fault.
+    pub(super) fn store_table(&mut self, linear: u64, store: TableStore) -> Done {
+        match self.try_store_table(linear, store)? {
+            Stored::Done | Stored::Changed => Ok(()),
+            Stored::Refused => self.refuse_table(linear),
+        }
+    }
+
+    fn try_store_table(&mut self, linear: u64, store: TableStore) -> Done<Stored> {
+        let inside = store.gpa % 8 + u64::from(store.size) <= 8;
+        if !inside {
+            return self.refuse_table(linear);
+        }
+        let stored = self.with_monitor(|monitor, cpu| monitor.store(cpu, store)).unwrap_or(Stored::Refused);
+        if let Some(page) = self.memory.page(store.gpa) {
+            self.after_write(page.offset);
+        }
+        Ok(stored)
+    }
+
+    /// Reads, changes and writes back an entry of a page table, atomically.
+    pub(super) fn modify_table<T: Word>(
+        &mut self,
+        linear: u64,
+        gpa: u64,
+        change: impl Fn(&mut Flags, T) -> T,
+    ) -> Done {
+        let before = self.flags;
+        for _ in 0..MOST_ROUNDS {
+            let old: T = self.load_as(Seg::Ds, linear, Intent::Read)?;
+            self.flags = before;
+            let new = change(&mut self.flags, old);
+            let (old, new) = (old.to_u64(), new.to_u64());
+            let store = TableStore { gpa, size: T::SIZE as u8, old: Some(old), new };
+            match self.try_store_table(linear, store) {
+                Ok(Stored::Done) => return Ok(()),
+                Ok(Stored::Changed) => {}
+                Ok(Stored::Refused) => {
+                    self.flags = before;
+                    return self.refuse_table(linear);
+                }
+                Err(stop) => {
+                    self.flags = before;
+                    return Err(stop);
+                }
+            }
+        }
+        self.flags = before;
+        self.refuse_table(linear)
+    }
+
+    /// A store that a page table does not take: the fault that its read-only page stands for.
+    #[cold]
+    pub(super) fn refuse_table<T>(&mut self, linear: u64) -> Done<T> {
+        self.raise(Exception::page_fault(linear, pf::P | pf::W))
+    }
+}

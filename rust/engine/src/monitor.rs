@@ -1,0 +1,254 @@
+//! What stands in for the privileged half of a processor under a para-virtual guest.
+//!
+//! Kernel and user code of such a guest both run at CPL 3. System calls, exceptions and pending events go to a
+//! [`Monitor`] instead of through descriptor tables, and the page tables are the guest's own, validated by the
+//! monitor (direct paging): no shadow is kept of them, and whether kernel or user code runs is a bit of the monitor's,
+//! not a privilege level.
+
+use std::fmt;
+
+use trapgate_x86::model::Cpuid;
+use trapgate_x86::regs::rflags;
+
+use crate::exit::Exit;
+use crate::fault::Exception;
+use crate::mmu::access::{Intent, Place};
+use crate::state::{Segment, Vcpu};
+use trapgate_x86::insn::Seg;
+
+/// What a monitor has made of an exception.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Handled {
+    /// The guest goes on in its handler.
+    Delivered,
+    /// The instruction that caused it was carried out: it counts as completed.
+    Emulated,
+}
+
+/// A store to a page table that the guest may not write to directly.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TableStore {
+    /// Guest-physical address.
+    pub gpa: u64,
+    /// 1, 2, 4 or 8 bytes, inside one aligned entry of 8 bytes.
+    pub size: u8,
+    /// What must still be there, for a read-modify-write.
+    pub old: Option<u64>,
+    pub new: u64,
+}
+
+/// How such a store ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stored {
+    Done,
+    /// The old value has changed meanwhile: read it again.
+    Changed,
+    /// The entry is not allowed: #PF.
+    Refused,
+}
+
+/// The monitor of one vCPU.
+pub trait Monitor: Send + fmt::Debug {
+    /// SYSCALL in 64-bit code was executed; RIP is behind it and RCX and R11 are as they were.
+    fn system_call(&mut self, cpu: &mut Vcpu) -> Result<(), Exit>;
+
+    /// SYSENTER was executed; RIP is behind it. False if the guest has no entry for it: #GP(0).
+    fn system_enter(&mut self, cpu: &mut Vcpu) -> Result<bool, Exit>;
+
+    /// An exception or software interrupt; `back` is where it returns to and RIP is at its instruction.
+    fn exception(&mut self, cpu: &mut Vcpu, event: Exception, back: u64) -> Result<Handled, Exit>;
+
+    /// Somebody has posted [`crate::Requests::INTERRUPT`]: delivers what may be delivered now and wakes the vCPU for it.
+    fn interrupt(&mut self, cpu: &mut Vcpu) -> Result<(), Exit>;
+
+    /// Where a linear address of the range that is the monitor's lies, for reading: a guest-physical address.
+    /// `system` is the processor's own access to descriptors.
+    fn window(&mut self, cpu: &mut Vcpu, linear: u64, system: bool) -> Option<u64>;
+
+    /// Whether a linear address is in that range.
+    fn owns(&self, linear: u64) -> bool;
+
+    /// Whether a store of the kernel's that met a read-only page at this guest-physical address is to go to
+    /// [`Monitor::store`].
+    fn traps(&self, gpa: u64) -> bool;
+
+    /// Makes such a store.
+    fn store(&mut self, cpu: &mut Vcpu, store: TableStore) -> Stored;
+
+    /// CPUID as this guest sees it.
+    fn cpuid(&self, cpu: &Vcpu, leaf: u32, subleaf: u32) -> Cpuid;
+}
+
+/// Part of a guest's linear memory that cannot be accessed; nothing has been raised.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("no access to guest memory at linear {linear:#x}")]
+pub struct NoAccess {
+    pub linear: u64,
+}
+
+impl Vcpu {
+    /// Makes this the vCPU of a para-virtual guest, in kernel mode.
+    pub fn set_monitor(&mut self, monitor: Box<dyn Monitor>) {
+        self.monitor = Some(monitor);
+        self.kernel_mode = true;
+        self.cpl = 3;
+        self.update_mode();
+        self.flush_tlb();
+    }
+
+    /// Whether the guest is para-virtual.
+    #[inline(always)]
+    pub fn is_para(&self) -> bool {
+        self.monitor.is_some()
+    }
+
+    /// Whether a para-virtual guest runs its kernel: then the first view of the TLB is used.
+    #[inline(always)]
+    pub fn kernel_mode(&self) -> bool {
+        self.kernel_mode
+    }
+
+    /// Lends the monitor the vCPU that it belongs to.
+    pub(crate) fn with_monitor<T>(
+        &mut self,
+        work: impl FnOnce(&mut dyn Monitor, &mut Vcpu) -> T,
+    ) -> Option<T> {
+        let mut monitor = self.monitor.take()?;
+        let result = work(&mut *monitor, self);
+        self.monitor = Some(monitor);
+        Some(result)
+    }
+
+    /// Changes between kernel and user mode of a para-virtual guest: the root of the page tables and the two GS bases
+    /// change with it. What the TLB holds of each view stays.
+    pub fn toggle_kernel_mode(&mut self, root: u64) {
+        self.kernel_mode = !self.kernel_mode;
+        self.user_view = !self.kernel_mode;
+        self.cr3 = root;
+        std::mem::swap(&mut self.seg[Seg::Gs as usize].base, &mut self.kernel_gs_base);
+        self.end_block();
+    }
+
+    /// Continues at `rip`, in flat 64-bit code and stack segments of ring 3 with the given selectors.
+    pub fn enter_flat(&mut self, cs: u16, ss: u16, rip: u64) {
+        const CODE: u16 = 0xa0fb;
+        const DATA: u16 = 0xc0f3;
+        let same = self.seg[Seg::Cs as usize].selector == cs && self.seg[Seg::Ss as usize].selector == ss;
+        if !(same && self.is_64bit()) {
+            self.seg[Seg::Ss as usize] = Segment::flat(ss, DATA);
+            self.seg[Seg::Cs as usize] = Segment::flat(cs, CODE);
+            self.update_mode();
+            self.attention = true;
+        }
+        self.rip = rip;
+        self.end_block();
+    }
+
+    /// RFLAGS as after an event or a return: unlike [`Vcpu::set_rflags`] it asks for attention only where a bit wants it.
+    pub fn return_rflags(&mut self, value: u64) {
+        let old = self.rflags();
+        if (old | value) & (rflags::TF | rflags::RF | rflags::AC) != 0 {
+            self.set_rflags(value);
+        } else {
+            self.flags.set_bits(value);
+        }
+    }
+
+    /// Loads a segment register as MOV does; false if that faults, which is not raised.
+    pub fn try_load_segment(&mut self, seg: Seg, selector: u16) -> bool {
+        let done = self.load_segment(seg, selector).is_ok();
+        self.fault = None;
+        done
+    }
+
+    /// An event is to be looked for at the next boundary.
+    pub fn expect_interrupt(&mut self) {
+        self.interrupt_waiting = true;
+        self.attention = true;
+        self.end_block();
+    }
+
+    /// The platform's next event may have moved.
+    pub fn expect_timer(&mut self) {
+        self.recheck();
+    }
+
+    /// The next boundary takes a trap with these bits of DR6.
+    pub fn pend_debug(&mut self, bits: u64) {
+        self.pending_debug |= bits;
+        self.attention = true;
+        self.end_block();
+    }
+
+    /// Reads guest memory in the current mode and view.
+    pub fn copy_in(&mut self, linear: u64, buf: &mut [u8]) -> Result<(), NoAccess> {
+        let done = self.load_bytes(Seg::Ds, linear, buf);
+        self.quietly(done, linear)
+    }
+
+    /// Reads eight bytes of guest memory in the current mode and view.
+    #[inline]
+    pub fn load_u64(&mut self, linear: u64) -> Result<u64, NoAccess> {
+        match self.load::<u64>(Seg::Ds, linear) {
+            Ok(value) => Ok(value),
+            Err(_) => {
+                self.fault = None;
+                Err(NoAccess { linear })
+            }
+        }
+    }
+
+    /// Writes guest memory in the current mode and view. A page that the guest may only read is no place to write to,
+    /// a page table included.
+    pub fn copy_out(&mut self, linear: u64, bytes: &[u8]) -> Result<(), NoAccess> {
+        let done = self.store_bytes(Seg::Ds, linear, bytes);
+        self.quietly(done, linear)
+    }
+
+    /// Writes eight bytes of guest memory in the current mode and view; see [`Vcpu::copy_out`].
+    #[inline]
+    pub fn store_u64(&mut self, linear: u64, value: u64) -> Result<(), NoAccess> {
+        let entry = self.tlb.entry(linear, self.user_view);
+        if entry.write == linear & !0xfff && linear & 0xfff <= 0xff8 {
+            let host = entry.host + (linear & 0xfff);
+            self.memory.store_plain(host, value);
+            return Ok(());
+        }
+        self.copy_out(linear, &value.to_le_bytes())
+    }
+
+    /// The guest-physical address of linear memory that may be read in the current mode and view.
+    pub fn physical(&mut self, linear: u64, write: bool) -> Result<u64, NoAccess> {
+        let intent = if write { Intent::Write } else { Intent::Read };
+        let done = self.place(Seg::Ds, linear, intent, 1);
+        let place = self.quietly(done, linear)?;
+        match place {
+            Place::Ram(host) | Place::Rom(host) => self.memory.address_of(host).ok_or(NoAccess { linear }),
+            _ => Err(NoAccess { linear }),
+        }
+    }
+
+    fn quietly<T>(&mut self, done: crate::fault::Done<T>, linear: u64) -> Result<T, NoAccess> {
+        done.map_err(|_| {
+            let at = self.fault.take().map_or(linear, |fault| fault.address);
+            NoAccess { linear: at }
+        })
+    }
+
+    /// Takes the write right from every cached translation of a host page.
+    pub fn protect_host(&mut self, host: u64) {
+        self.tlb.protect_host(host);
+    }
+
+    /// Drops every cached translation of one linear page.
+    pub fn drop_page(&mut self, linear: u64) {
+        self.tlb.flush_page(linear);
+        self.end_block();
+    }
+
+    /// The machine's time-stamp counter at the running instruction.
+    pub fn machine_tsc(&mut self) -> u64 {
+        let count = self.count_now();
+        self.platform.tsc(count)
+    }
+}
