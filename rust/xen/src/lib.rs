@@ -3,7 +3,16 @@
 //! Names are those of Xen's public headers. Knows no board, no loader and no Python.
 #![deny(unsafe_code)]
 
+pub mod cpu;
+pub mod domain;
 pub mod errno;
+pub mod event;
+pub mod grant;
+pub mod hypercall;
 pub mod paging;
+pub mod public;
+pub mod time;
 
+pub use cpu::PvCpu;
+pub use domain::{Domain, Layout};
 pub use errno::Errno;

@@ -1,0 +1,269 @@
+//! The virtual processor of a para-virtual guest: what is the guest's own of it, and the monitor that the engine calls.
+//!
+//! Kernel and user mode are a bit here (`TF_kernel_mode` in Xen), each with its own root of page tables and its own GS base;
+//! everything else of the processor stands in the engine's vCPU.
+
+mod bounce;
+mod cpuid;
+mod emulate;
+mod iret;
+mod msr;
+mod segments;
+
+use std::sync::Arc;
+
+use trapgate_engine::exit::Exit;
+use trapgate_engine::fault::{Exception, Kind};
+use trapgate_engine::monitor::{Handled, Monitor, Stored, TableStore};
+use trapgate_engine::state::Vcpu;
+use trapgate_engine::Requests;
+use trapgate_x86::exception::Vector;
+use trapgate_x86::model::{Cpuid, Model};
+use trapgate_x86::regs::{cr0, cr4, dr6, dr7, efer, rflags};
+
+use crate::domain::Domain;
+use crate::hypercall;
+use crate::paging::{Mfn, TlbControl};
+use crate::public::{
+    FLAT_CS64, FLAT_SS, GDT_WINDOW, HYPERVISOR_END, HYPERVISOR_START, LDT_WINDOW, Shutdown, shared,
+};
+
+pub use cpuid::model;
+
+/// An entry of the trap table (`trap_info`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Trap {
+    pub dpl: u8,
+    pub masks_events: bool,
+    pub address: u64,
+}
+
+/// A registered entry point (`callback_register`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Callback {
+    pub masks_events: bool,
+    pub address: u64,
+}
+
+/// The entry points of a guest's kernel besides its trap table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Callbacks {
+    pub event: Callback,
+    pub failsafe: Callback,
+    pub syscall: Callback,
+    pub syscall32: Callback,
+    pub sysenter: Callback,
+    pub nmi: Callback,
+}
+
+/// What `HYPERVISOR_vm_assist` has switched on, by its numbers.
+pub mod assist {
+    pub const WRITABLE_PAGETABLES: u32 = 1 << 2;
+    /// What there is besides: the first two and the fourth mean nothing to a 64-bit guest.
+    pub const KNOWN: u32 = WRITABLE_PAGETABLES;
+}
+
+/// One vCPU.
+#[derive(Debug)]
+pub struct PvCpu {
+    pub domain: Arc<Domain>,
+    pub requests: Arc<Requests>,
+    pub traps: Box<[Trap; 256]>,
+    pub callbacks: Callbacks,
+    /// Stack of the kernel when it is entered from user mode (`stack_switch`).
+    pub kernel_sp: u64,
+    pub iopl: u8,
+    pub assist: u32,
+    /// Root of the kernel's page tables and of the user's, as machine addresses; no user root is 0.
+    pub kernel_root: u64,
+    pub user_root: u64,
+    /// Linear address and number of entries of the LDT.
+    pub ldt: (u64, u32),
+    /// Linear address of the runstate area, of the time area; 0: none.
+    pub runstate_area: u64,
+    pub time_area: u64,
+    /// System time at which the vCPU last changed between running and blocked, and the time spent in each state.
+    pub runstate: hypercall::vcpu::Runstate,
+    pub has_own_vcpu_info: bool,
+    pub nmi_masked: bool,
+    /// CR4 as the guest has set it: the bits that it controls.
+    pub cr4: u64,
+    /// In SCHEDOP_poll, until this system time; 0: without end.
+    pub polling: Option<u64>,
+    /// I/O permission bitmap: linear address and number of ports.
+    pub io_bitmap: (u64, u32),
+}
+
+/// Drops translations of the vCPU that a call came from.
+pub(crate) struct CpuTlb<'a>(pub &'a mut Vcpu);
+
+impl TlbControl for CpuTlb<'_> {
+    fn flush_all(&mut self) {
+        self.0.flush_tlb();
+    }
+    fn flush_page(&mut self, va: u64) {
+        self.0.drop_page(va);
+    }
+    fn protect(&mut self, host: u64) {
+        self.0.protect_host(host);
+    }
+}
+
+/// Registers of a new vCPU besides those that the builder sets.
+pub fn reset(cpu: &mut Vcpu) {
+    cpu.cr0 = cr0::PE | cr0::MP | cr0::ET | cr0::NE | cr0::WP | cr0::AM | cr0::PG;
+    cpu.cr4 = cr4::PAE | cr4::OSFXSR | cr4::OSXMMEXCPT;
+    cpu.efer = efer::SCE | efer::LME | efer::LMA | efer::NXE;
+    (cpu.dr6, cpu.dr7) = (dr6::RESET, dr7::RESET);
+    cpu.gdtr.base = GDT_WINDOW;
+    cpu.gdtr.limit = u16::MAX;
+    cpu.idtr.limit = 0;
+    for segment in &mut cpu.seg {
+        *segment = trapgate_engine::state::Segment::default();
+    }
+    for segment in [&mut cpu.ldtr, &mut cpu.tr] {
+        *segment = trapgate_engine::state::Segment::default();
+    }
+    cpu.regs[..16].fill(0);
+    cpu.enter_flat(FLAT_CS64, FLAT_SS, 0);
+    cpu.set_rflags(rflags::FIXED | rflags::IF);
+}
+
+impl PvCpu {
+    pub fn new(domain: Arc<Domain>, requests: Arc<Requests>, kernel_root: Mfn, kernel_sp: u64) -> Self {
+        PvCpu {
+            domain,
+            requests,
+            traps: Box::new([Trap::default(); 256]),
+            callbacks: Callbacks::default(),
+            kernel_sp,
+            iopl: 0,
+            assist: 0,
+            kernel_root: kernel_root.0 << 12,
+            user_root: 0,
+            ldt: (0, 0),
+            runstate_area: 0,
+            time_area: 0,
+            runstate: hypercall::vcpu::Runstate::default(),
+            has_own_vcpu_info: false,
+            nmi_masked: false,
+            cr4: 0,
+            polling: None,
+            io_bitmap: (0, 0),
+        }
+    }
+
+    /// The processor that a domain sees, made of a model for `full` mode.
+    pub fn model(of: &Model) -> Model {
+        cpuid::model(of)
+    }
+
+    /// Host offset of a byte of vcpu_info.
+    fn info(&self, field: u64) -> u64 {
+        self.domain.vcpu_info() + field
+    }
+
+    pub(crate) fn upcall_mask(&self) -> bool {
+        self.domain.memory().load::<u8>(self.info(shared::UPCALL_MASK)) & 1 != 0
+    }
+
+    pub(crate) fn set_upcall_mask(&self, masked: bool) {
+        self.domain.memory().store::<u8>(self.info(shared::UPCALL_MASK), u8::from(masked));
+    }
+
+    /// Changes to the other mode.
+    fn toggle(&self, cpu: &mut Vcpu) {
+        let root = if cpu.kernel_mode() { self.user_root } else { self.kernel_root };
+        cpu.toggle_kernel_mode(root);
+    }
+
+    /// Delivers what waits, in Xen's order: an NMI would come first, then the event callback.
+    pub(crate) fn deliver_pending(&mut self, cpu: &mut Vcpu) -> Result<(), Exit> {
+        if !self.domain.upcall_due() {
+            return Ok(());
+        }
+        if cpu.halted {
+            self.change_runstate(cpu, hypercall::vcpu::RUNNING);
+        }
+        cpu.halted = false;
+        self.bounce_event(cpu)
+    }
+
+    /// The domain ends here: what the guest did cannot be carried on.
+    pub(crate) fn crash(&mut self, cpu: &mut Vcpu, why: std::fmt::Arguments<'_>) -> Exit {
+        let mode = if cpu.kernel_mode() { "kernel" } else { "user" };
+        let message = format!("{why}, in {mode} mode at {:#x}", cpu.rip);
+        self.domain.end(Shutdown::Crash, Some(message));
+        Exit::Requested
+    }
+}
+
+impl Monitor for PvCpu {
+    fn system_call(&mut self, cpu: &mut Vcpu) -> Result<(), Exit> {
+        if cpu.kernel_mode() { hypercall::enter(self, cpu) } else { self.bounce_syscall(cpu) }
+    }
+
+    fn system_enter(&mut self, cpu: &mut Vcpu) -> Result<bool, Exit> {
+        self.bounce_sysenter(cpu)
+    }
+
+    fn exception(&mut self, cpu: &mut Vcpu, event: Exception, back: u64) -> Result<Handled, Exit> {
+        if matches!(event.kind, Kind::Software | Kind::Trap) {
+            return self.software_interrupt(cpu, event, back).map(|()| Handled::Delivered);
+        }
+        if event.kind == Kind::Fault
+            && (event.vector == Vector::Gp as u8 && event.error == Some(0) || event.vector == Vector::Ud as u8)
+            && self.emulate(cpu, event.vector)?
+        {
+            return Ok(Handled::Emulated);
+        }
+        self.bounce_exception(cpu, &event, back)?;
+        self.deliver_pending(cpu)?;
+        Ok(Handled::Delivered)
+    }
+
+    fn interrupt(&mut self, cpu: &mut Vcpu) -> Result<(), Exit> {
+        if cpu.halted {
+            self.end_poll(cpu);
+        }
+        self.deliver_pending(cpu)
+    }
+
+    fn window(&mut self, cpu: &mut Vcpu, linear: u64, system: bool) -> Option<u64> {
+        if system {
+            return self.descriptor_window(cpu, linear);
+        }
+        let layout = &self.domain.layout;
+        let first = HYPERVISOR_START + layout.m2p_first * 8;
+        let offset = linear.checked_sub(first)?;
+        (offset < layout.m2p_bytes).then(|| layout.m2p + offset)
+    }
+
+    fn owns(&self, linear: u64) -> bool {
+        (HYPERVISOR_START..HYPERVISOR_END).contains(&linear)
+    }
+
+    fn traps(&self, gpa: u64) -> bool {
+        self.assist & assist::WRITABLE_PAGETABLES != 0 && self.domain.paging().is_live_l1(Mfn(gpa >> 12))
+    }
+
+    fn store(&mut self, cpu: &mut Vcpu, store: TableStore) -> Stored {
+        let TableStore { gpa, size, old, new } = store;
+        self.domain.hypercalls.note_trapped_store();
+        let done = self.domain.paging().trapped_store(&mut CpuTlb(cpu), gpa, size, old, new);
+        match done {
+            Ok(true) => Stored::Done,
+            Ok(false) => Stored::Changed,
+            Err(()) => Stored::Refused,
+        }
+    }
+
+    fn cpuid(&self, cpu: &Vcpu, leaf: u32, subleaf: u32) -> Cpuid {
+        self.cpuid_view(cpu, leaf, subleaf)
+    }
+}
+
+/// Where the monitor shows descriptors, for the messages of other modules.
+pub(crate) fn is_descriptor_window(linear: u64) -> bool {
+    (GDT_WINDOW..LDT_WINDOW + 0x1_0000).contains(&linear)
+}
