@@ -243,6 +243,25 @@ impl HostRam {
         }
     }
 
+    /// Gives a page back to the host; it reads as zeros until it is written again.
+    pub fn discard(&self, offset: u64) {
+        self.at(offset, PAGE_BYTES);
+        if self.punch(offset).is_err() {
+            self.fill(offset, PAGE_BYTES, 0);
+        }
+    }
+
+    #[cfg(target_os = "linux")]
+    fn punch(&self, offset: u64) -> rustix::io::Result<()> {
+        use rustix::fs::FallocateFlags as Flags;
+        rustix::fs::fallocate(&self.file, Flags::PUNCH_HOLE | Flags::KEEP_SIZE, offset, PAGE_BYTES as u64)
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    fn punch(&self, _offset: u64) -> std::io::Result<()> {
+        Err(std::io::ErrorKind::Unsupported.into())
+    }
+
     /// The first page from `at` on that the file has memory for.
     #[cfg(target_os = "linux")]
     fn next_data(&self, at: u64) -> u64 {

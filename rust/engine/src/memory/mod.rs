@@ -235,6 +235,12 @@ impl GuestMemory {
         self.page_written(host);
     }
 
+    /// Gives the page that holds a host offset back to the host and notices the write: its content is zeros from now on.
+    pub fn discard(&self, host: u64) {
+        self.ram.discard(host & !(PAGE - 1));
+        self.page_written(host);
+    }
+
     /// Reads guest-physical memory; nothing is read if part of the range is not RAM.
     pub fn read(&self, gpa: u64, buf: &mut [u8]) -> Result<(), MemoryError> {
         self.check(gpa, buf.len())?;
@@ -336,6 +342,24 @@ mod tests {
         assert_ne!(memory.code_state(host), state);
         let (again, fresh) = memory.watch_code(host);
         assert!(fresh && again != state);
+    }
+
+    #[test]
+    fn a_discarded_page_is_zeros_and_no_longer_in_use() {
+        let memory = memory();
+        memory.write(0x1ffc, &[7; 8]).unwrap();
+        let host = memory.page(0x2000).unwrap().offset;
+        let (state, _) = memory.watch_code(host);
+        memory.discard(host + 0x123);
+        assert_ne!(memory.code_state(host), state, "cached code of the page must go");
+        let mut seen = [1; 8];
+        memory.read(0x1ffc, &mut seen).unwrap();
+        assert_eq!(seen, [7, 7, 7, 7, 0, 0, 0, 0], "only the page itself is emptied");
+        let mut used = Vec::new();
+        memory.each_page_in_use(|gpa, _| used.push(gpa));
+        assert_eq!(used, [0x1000]);
+        memory.write(0x2000, &[3]).unwrap();
+        assert_eq!(memory.load::<u8>(host), 3);
     }
 
     #[test]

@@ -1,0 +1,87 @@
+//! Pins and page-table roots: what keeps whole trees of tables typed.
+
+use super::{DirectPaging, FrameType, Mfn, TlbControl};
+use crate::Errno;
+
+/// Roots and descriptor table of one vCPU; frames by their slots.
+#[derive(Debug, Default)]
+pub(super) struct Roots {
+    pub kernel: Option<usize>,
+    pub user: Option<usize>,
+    pub gdt: Vec<Mfn>,
+}
+
+impl DirectPaging {
+    /// Adds a vCPU without roots and gives its number.
+    pub fn add_vcpu(&mut self) -> usize {
+        self.vcpus.push(Roots::default());
+        self.vcpus.len() - 1
+    }
+
+    /// MMUEXT_PIN_L1_TABLE to MMUEXT_PIN_L4_TABLE.
+    pub fn pin(&mut self, tlb: &mut dyn TlbControl, level: u8, mfn: Mfn) -> Result<(), Errno> {
+        let want = FrameType::table(level).ok_or(Errno::Inval)?;
+        let slot = self.frames.slot(mfn.0).ok_or(Errno::Inval)?;
+        if self.frames[slot].pinned() {
+            return Err(Errno::Inval);
+        }
+        self.get_frame_and_type(tlb, slot, want)?;
+        self.frames[slot].set_pinned(true);
+        Ok(())
+    }
+
+    /// MMUEXT_UNPIN_TABLE.
+    pub fn unpin(&mut self, tlb: &mut dyn TlbControl, mfn: Mfn) -> Result<(), Errno> {
+        let slot = self.frames.slot(mfn.0).ok_or(Errno::Inval)?;
+        if !self.frames[slot].pinned() {
+            return Err(Errno::Inval);
+        }
+        self.frames[slot].set_pinned(false);
+        self.put_frame_and_type(tlb, slot);
+        Ok(())
+    }
+
+    /// MMUEXT_NEW_BASEPTR and MOV CR3: always a flush, as that is what guests use it for.
+    pub fn set_kernel_root(&mut self, tlb: &mut dyn TlbControl, vcpu: usize, mfn: Mfn) -> Result<(), Errno> {
+        let old = self.vcpus.get(vcpu).ok_or(Errno::NoEnt)?.kernel;
+        let new = self.frames.slot(mfn.0).ok_or(Errno::Inval)?;
+        self.get_frame_and_type(tlb, new, FrameType::L4)?;
+        self.vcpus[vcpu].kernel = Some(new);
+        tlb.flush_all();
+        if let Some(old) = old {
+            self.put_frame_and_type(tlb, old);
+        }
+        Ok(())
+    }
+
+    /// MMUEXT_NEW_USER_BASEPTR; MFN 0 is none.
+    pub fn set_user_root(&mut self, tlb: &mut dyn TlbControl, vcpu: usize, mfn: Mfn) -> Result<(), Errno> {
+        let old = self.vcpus.get(vcpu).ok_or(Errno::NoEnt)?.user;
+        let new = match mfn.0 {
+            0 => None,
+            mfn => Some(self.frames.slot(mfn).ok_or(Errno::Inval)?),
+        };
+        if new == old {
+            return Ok(());
+        }
+        if let Some(new) = new {
+            self.get_frame_and_type(tlb, new, FrameType::L4)?;
+        }
+        self.vcpus[vcpu].user = new;
+        if let Some(old) = old {
+            tlb.flush_all();
+            self.put_frame_and_type(tlb, old);
+        }
+        Ok(())
+    }
+
+    /// The root for the guest's kernel; none before the first [`Self::set_kernel_root`].
+    pub fn kernel_root(&self, vcpu: usize) -> Option<Mfn> {
+        self.vcpus.get(vcpu)?.kernel.map(|slot| self.frames.mfn(slot))
+    }
+
+    /// The root for the guest's user code.
+    pub fn user_root(&self, vcpu: usize) -> Option<Mfn> {
+        self.vcpus.get(vcpu)?.user.map(|slot| self.frames.mfn(slot))
+    }
+}
