@@ -7,13 +7,14 @@
 
 use std::fmt;
 
-use trapgate_x86::model::Cpuid;
+use trapgate_x86::exception::Vector;
+use trapgate_x86::model::{Cpuid, Model};
 use trapgate_x86::regs::rflags;
 
 use crate::exit::Exit;
 use crate::fault::Exception;
 use crate::mmu::access::{Intent, Place};
-use crate::state::{Segment, Vcpu};
+use crate::state::{Descriptor, Segment, Vcpu};
 use trapgate_x86::insn::Seg;
 
 /// What a monitor has made of an exception.
@@ -159,6 +160,46 @@ impl Vcpu {
         let done = self.load_segment(seg, selector).is_ok();
         self.fault = None;
         done
+    }
+
+    /// The descriptor of a selector, as the processor reads it; what goes wrong is not raised.
+    pub fn read_descriptor(&mut self, selector: u16) -> Option<Descriptor> {
+        let read = if selector & !3 == 0 { None } else { self.descriptor(selector, Vector::Gp).ok() };
+        self.fault = None;
+        read
+    }
+
+    /// Continues at `rip` in a code segment that was checked.
+    pub fn enter_segment(&mut self, cs: Segment, rip: u64) {
+        self.seg[Seg::Cs as usize] = cs;
+        self.update_mode();
+        self.rip = rip & self.mode().rip_mask;
+        self.attention = true;
+        self.end_block();
+    }
+
+    /// Waits for an event, as HLT does.
+    pub fn halt(&mut self) {
+        self.halted = true;
+        self.attention = true;
+        self.end_block();
+    }
+
+    /// DR0 to DR7 were changed by the monitor.
+    pub fn debug_registers_changed(&mut self) {
+        self.flush_tlb();
+        self.attention = true;
+        self.end_block();
+    }
+
+    /// The model of this vCPU.
+    pub fn model(&self) -> &Model {
+        &self.model
+    }
+
+    /// Rate of the time-stamp counter.
+    pub fn tsc_khz(&self) -> u32 {
+        self.processor.tsc_khz
     }
 
     /// An event is to be looked for at the next boundary.

@@ -220,7 +220,8 @@ fn others(normal: &Machine, paranoid: &Machine) -> Vec<String> {
     if normal.cpu().save() != paranoid.cpu().save() {
         found.push("the vCPU's state record".into());
     }
-    for (one, other) in normal.board().save().iter().zip(paranoid.board().save()) {
+    let devices = |machine: &Machine| machine.pc().map(|board| board.save()).unwrap_or_default();
+    for (one, other) in devices(normal).iter().zip(devices(paranoid)) {
         if *one != other {
             found.push(format!("device {}", other.kind));
         }

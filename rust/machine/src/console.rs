@@ -88,6 +88,23 @@ impl Console {
         self.written.swap(false, Ordering::Relaxed)
     }
 
+    /// Adds what a guest has written.
+    pub(crate) fn put(&self, bytes: &[u8]) {
+        let mut output = lock(&self.output);
+        for byte in bytes {
+            if output.bytes.len() == MOST_OUTPUT {
+                output.bytes.pop_front();
+                output.dropped += 1;
+            }
+            output.bytes.push_back(*byte);
+        }
+        drop(output);
+        self.written.store(true, Ordering::Relaxed);
+        if self.watched.load(Ordering::Relaxed) {
+            self.signal.stop_vcpu();
+        }
+    }
+
     /// The end that a UART writes to.
     pub(crate) fn sink(self: &Arc<Self>) -> Box<dyn ByteSink> {
         Box::new(Sink(Arc::clone(self)))
@@ -98,17 +115,7 @@ struct Sink(Arc<Console>);
 
 impl ByteSink for Sink {
     fn put(&mut self, byte: u8) {
-        let mut output = lock(&self.0.output);
-        if output.bytes.len() == MOST_OUTPUT {
-            output.bytes.pop_front();
-            output.dropped += 1;
-        }
-        output.bytes.push_back(byte);
-        drop(output);
-        self.0.written.store(true, Ordering::Relaxed);
-        if self.0.watched.load(Ordering::Relaxed) {
-            self.0.signal.stop_vcpu();
-        }
+        self.0.put(&[byte]);
     }
 
     /// The guest has read some: what still waits is to be fed at the next boundary, not at the end of the slice.

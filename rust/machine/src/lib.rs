@@ -7,10 +7,12 @@ mod clock;
 mod console;
 pub mod firmware;
 mod machine;
+mod para;
 mod random;
 mod signal;
 
 pub use clock::{ClockKind, TSC_HZ};
 pub use console::Console;
 pub use machine::{Config, Exit, Limits, Machine, MachineError, Payload, Stats};
+pub use para::ParaPayload;
 pub use signal::Signal;

@@ -11,7 +11,7 @@ use trapgate_engine::{Engine, Exit as EngineExit, GuestMemory, Requests, Unsuppo
 use trapgate_x86::features::Features;
 use trapgate_x86::model::{Dynamic, Model, Topology};
 
-use crate::board::{BoardError, Parts, PcBoard, PcPlatform};
+use crate::board::{Board, BoardError, Parts, PcBoard, PcPlatform};
 use crate::boot::{self, BootError, BootImage, BootRequest, Decompression, MemoryMap, Protocol};
 use crate::clock::{Clock, ClockKind, TSC_HZ};
 use crate::console::Console;
@@ -53,6 +53,8 @@ pub enum MachineError {
     Boot(#[from] BootError),
     #[error(transparent)]
     Memory(#[from] MemoryError),
+    #[error("the domain cannot be laid out: {0}")]
+    Layout(#[from] trapgate_xen::paging::LayoutError),
     #[error("the board cannot be wired: {0}")]
     Board(#[from] BoardError),
 }
@@ -94,6 +96,14 @@ pub enum Exit {
     Halted,
     /// Hooks were hit: [`Vcpu::take_hook_events`] tells which; to be taken before the machine runs on.
     Hook,
+    /// A para-virtual guest has rung for a back-end that is served outside: [`crate::board::XenPvBoard::take_doorbells`].
+    Doorbell,
+    /// A hypercall of a para-virtual guest waits for its handler; see [`Machine::finish_hypercall`].
+    Hypercall,
+    /// A para-virtual guest wants to be saved (SHUTDOWN_suspend).
+    Suspended,
+    /// A para-virtual guest crashed, or did what its monitor cannot carry on; its domain says which.
+    Crashed,
     /// The processor shut down.
     TripleFault { rip: u64, vector: u8 },
     /// The guest entered a state that the engine does not run.
@@ -103,14 +113,14 @@ pub enum Exit {
 /// One machine.
 #[derive(Debug)]
 pub struct Machine {
-    engine: Engine,
-    board: Arc<PcBoard>,
-    clock: Arc<Clock>,
-    signal: Arc<Signal>,
-    console: Arc<Console>,
-    debug: Arc<Console>,
+    pub(crate) engine: Engine,
+    pub(crate) board: Board,
+    pub(crate) clock: Arc<Clock>,
+    pub(crate) signal: Arc<Signal>,
+    pub(crate) console: Arc<Console>,
+    pub(crate) debug: Arc<Console>,
     /// When output that is watched, and not yet shown, was first seen in this run.
-    output_since: Option<Instant>,
+    pub(crate) output_since: Option<Instant>,
 }
 
 impl Machine {
@@ -165,6 +175,7 @@ impl Machine {
         };
         let mut cpu = Vcpu::new(model, PROCESSOR, memory, Box::new(platform), requests);
         enter(&mut cpu, &image);
+        let board = Board::Pc(board);
         Ok(Machine { engine: Engine::new(cpu), board, clock, signal, console, debug, output_since: None })
     }
 
@@ -218,6 +229,9 @@ impl Machine {
                 Control::Reset => Exit::Reset,
                 Control::DebugExit(value) => Exit::DebugExit(value),
             });
+        }
+        if let Some(exit) = self.board.request() {
+            return Some(exit);
         }
         if limits.watch_console && self.output_is_due() {
             return Some(Exit::ConsoleOutput);
@@ -331,7 +345,10 @@ impl Machine {
         if self.clock.kind() == ClockKind::Virtual {
             hash.update(&record_bytes(&self.clock.base()));
         }
-        hash.update(&record_bytes(&self.board.save()));
+        match &self.board {
+            Board::Pc(board) => hash.update(&record_bytes(&board.save())),
+            Board::XenPv(board) => hash.update(&record_bytes(&board.domain.save())),
+        };
         self.engine.cpu.memory().each_page_in_use(|gpa, page| {
             hash.update(&gpa.to_le_bytes());
             hash.update(page);
@@ -341,19 +358,25 @@ impl Machine {
 
     /// Counters of the run so far.
     pub fn stats(&self) -> Stats {
+        let unmapped = self.board.unmapped();
         Stats {
             instructions: self.engine.cpu.count,
             nanoseconds: self.now(),
             blocks_decoded: self.engine.blocks_decoded(),
-            unmapped_port_reads: self.board.ports.unmapped_reads(),
-            unmapped_port_writes: self.board.ports.unmapped_writes(),
-            unmapped_memory_reads: self.board.memory.unmapped_reads(),
-            unmapped_memory_writes: self.board.memory.unmapped_writes(),
+            unmapped_port_reads: unmapped.port_reads,
+            unmapped_port_writes: unmapped.port_writes,
+            unmapped_memory_reads: unmapped.memory_reads,
+            unmapped_memory_writes: unmapped.memory_writes,
         }
     }
 
-    pub fn board(&self) -> &Arc<PcBoard> {
+    pub fn board(&self) -> &Board {
         &self.board
+    }
+
+    /// The board of `full` mode.
+    pub fn pc(&self) -> Option<&Arc<PcBoard>> {
+        self.board.pc()
     }
 }
 
@@ -386,7 +409,8 @@ const GATHER: Duration = Duration::from_micros(300);
 /// How long a halted machine sleeps at most before it looks around.
 const LONGEST_SLEEP: Duration = Duration::from_millis(50);
 
-const PROCESSOR: Processor = Processor { topology: Topology::SINGLE, tsc_khz: (TSC_HZ / 1000) as u32 };
+pub(crate) const PROCESSOR: Processor =
+    Processor { topology: Topology::SINGLE, tsc_khz: (TSC_HZ / 1000) as u32 };
 
 /// The processor as SMBIOS is to describe it: what CPUID says.
 fn identity(model: &Model) -> ProcessorIdentity<'_> {
@@ -402,7 +426,7 @@ fn identity(model: &Model) -> ProcessorIdentity<'_> {
 }
 
 /// A UUID (RFC 4122, version 4) that follows from the seed.
-fn uuid(seed: u64) -> [u8; 16] {
+pub(crate) fn uuid(seed: u64) -> [u8; 16] {
     let mut random = Random::new(seed ^ 0x5eed);
     let mut bytes = (u128::from(random.next()) << 64 | u128::from(random.next())).to_le_bytes();
     bytes[6] = bytes[6] & 0x0f | 0x40;

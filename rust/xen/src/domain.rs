@@ -1,5 +1,6 @@
 //! A domain: what its vCPU, its back-ends and its toolstack share.
 
+use std::fmt;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -8,7 +9,7 @@ use trapgate_engine::{GuestMemory, Requests};
 use crate::event::Events;
 use crate::grant::Grants;
 use crate::hypercall::Table;
-use crate::paging::DirectPaging;
+use crate::paging::{DirectPaging, LayoutError};
 use crate::public::{Shutdown, shared};
 use crate::time::Timers;
 
@@ -53,7 +54,8 @@ impl Layout {
     /// Regions of guest memory that hold all of it.
     pub fn regions(&self) -> Vec<trapgate_engine::memory::Region> {
         let region = |start, len| trapgate_engine::memory::Region { start, len, read_only: false };
-        let frames = |range: &std::ops::Range<u64>| region(range.start << 12, (range.end - range.start) << 12);
+        let frames =
+            |range: &std::ops::Range<u64>| region(range.start << 12, (range.end - range.start) << 12);
         vec![
             frames(&self.ram),
             frames(&(self.shared_info..self.grants.end)),
@@ -66,6 +68,11 @@ impl Layout {
     pub fn max_mfn(&self) -> u64 {
         self.m2p_first + self.m2p_bytes / 8 - 1
     }
+}
+
+/// Where a kernel's emergency output goes.
+pub trait Console: Send + Sync + fmt::Debug {
+    fn put(&self, bytes: &[u8]);
 }
 
 /// What else there is to say about a domain.
@@ -105,6 +112,8 @@ pub struct Domain {
     pub config: Config,
     pub layout: Layout,
     pub hypercalls: Table,
+    /// The emergency console (`console_io`).
+    pub console: Box<dyn Console>,
     memory: Arc<GuestMemory>,
     requests: Arc<Requests>,
     paging: Mutex<DirectPaging>,
@@ -130,14 +139,15 @@ impl Domain {
         owned: u64,
         memory: Arc<GuestMemory>,
         requests: Arc<Requests>,
-    ) -> Arc<Self> {
+        console: Box<dyn Console>,
+    ) -> Result<Arc<Self>, LayoutError> {
         let shared = layout.shared_info..layout.grants.end;
         let m2p = layout.m2p + (layout.ram.start - layout.m2p_first) * 8;
         for entry in 0..layout.m2p_bytes / 4096 {
             let page = memory.page(layout.m2p + entry * 4096);
             page.into_iter().for_each(|page| memory.fill_host(page.offset, 4096, 0xff));
         }
-        let paging = DirectPaging::new(Arc::clone(&memory), layout.ram.clone(), owned, shared, m2p);
+        let paging = DirectPaging::new(Arc::clone(&memory), layout.ram.clone(), owned, shared, m2p)?;
         let page = |mfn: u64| memory.page(mfn << 12).map_or(0, |page| page.offset);
         let shared_info = page(layout.shared_info);
         let grants = Grants::new(layout.grants.clone());
@@ -147,6 +157,7 @@ impl Domain {
             grants: Mutex::new(grants),
             vcpu_info: AtomicU64::new(shared_info),
             hypercalls: Table::default(),
+            console,
             work: AtomicU32::new(0),
             ended: Mutex::new(None),
             config,
@@ -157,7 +168,7 @@ impl Domain {
         };
         domain.reset_shared_info(shared_info);
         domain.write_descriptors();
-        Arc::new(domain)
+        Ok(Arc::new(domain))
     }
 
     fn reset_shared_info(&self, host: u64) {
@@ -232,5 +243,25 @@ impl Domain {
     /// How the domain ended, if it has.
     pub fn ended(&self) -> Option<Ended> {
         lock(&self.ended).clone()
+    }
+}
+
+/// A domain's state beside its memory and vCPU.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct Record {
+    pub timers: [Option<u64>; 3],
+    pub period: [u64; 2],
+    pub vcpu_info: u64,
+}
+
+impl Domain {
+    /// What the guest may notice of the domain and is not in its memory.
+    pub fn save(&self) -> Record {
+        let timers = self.timers();
+        Record {
+            timers: [timers.single_shot, timers.legacy, timers.poll],
+            period: [timers.period, timers.next_period],
+            vcpu_info: self.vcpu_info(),
+        }
     }
 }

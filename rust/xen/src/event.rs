@@ -18,9 +18,14 @@ pub enum Channel {
     #[default]
     Closed,
     /// Waits for that domain to bind it.
-    Unbound { remote: u16 },
+    Unbound {
+        remote: u16,
+    },
     /// Connected to a port of another domain, or of a back-end of ours (then `port` is the back-end's name for it).
-    Interdomain { remote: u16, port: u32 },
+    Interdomain {
+        remote: u16,
+        port: u32,
+    },
     Virq(u32),
     Ipi,
 }

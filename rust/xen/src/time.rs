@@ -27,7 +27,13 @@ pub struct Timers {
 
 impl Default for Timers {
     fn default() -> Self {
-        Timers { single_shot: None, legacy: None, period: FIRST_PERIOD, next_period: FIRST_PERIOD, poll: None }
+        Timers {
+            single_shot: None,
+            legacy: None,
+            period: FIRST_PERIOD,
+            next_period: FIRST_PERIOD,
+            poll: None,
+        }
     }
 }
 

@@ -79,7 +79,7 @@ impl Vcpu {
     }
 
     /// Linear address of RIP.
-    pub(crate) fn linear_rip(&self) -> u64 {
+    pub fn linear_rip(&self) -> u64 {
         if self.mode.bits == Bits::B64 {
             self.rip
         } else {

@@ -28,7 +28,7 @@ impl Vcpu {
     }
 
     /// Lets the monitor of a para-virtual guest do what the instruction asks for.
-    fn to_monitor<T: Default>(
+    fn call_monitor<T: Default>(
         &mut self,
         work: impl FnOnce(&mut dyn Monitor, &mut Vcpu) -> Result<T, Exit>,
     ) -> Done<T> {
@@ -49,7 +49,7 @@ pub(super) fn syscall(cpu: &mut Vcpu, u: &Uop) -> Done {
         return cpu.undefined();
     }
     if cpu.is_para() {
-        return cpu.to_monitor(|monitor, cpu| monitor.system_call(cpu));
+        return cpu.call_monitor(|monitor, cpu| monitor.system_call(cpu));
     }
     let next = cpu.next_rip(u);
     cpu.regs[1] = next;
@@ -93,7 +93,7 @@ pub(super) fn sysret(cpu: &mut Vcpu, u: &Uop) -> Done {
 /// SYSENTER.
 pub(super) fn sysenter(cpu: &mut Vcpu, _: &Uop) -> Done {
     if cpu.is_para() {
-        let entered = cpu.to_monitor(|monitor, cpu| monitor.system_enter(cpu))?;
+        let entered = cpu.call_monitor(|monitor, cpu| monitor.system_enter(cpu))?;
         return if entered { Ok(()) } else { cpu.protection() };
     }
     let selector = cpu.sysenter_cs as u16;

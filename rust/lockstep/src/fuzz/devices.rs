@@ -1,6 +1,8 @@
 //! Any traffic to ports, device memory and the local APIC's MSRs of a whole PC board: no chip panics, none wants to be
 //! called again and again at one time, and each can be saved and reset in whatever state it is.
 
+use std::sync::Arc;
+
 use trapgate_machine::boot::{Decompression, Protocol};
 use trapgate_machine::{ClockKind, Config, Machine, Payload};
 use trapgate_x86::insn::Bits;
@@ -23,10 +25,10 @@ pub fn run(data: &[u8]) {
         }
         operation(&mut machine, &mut input, &mut now);
     }
-    let board = machine.board();
+    let board = Arc::clone(machine.pc().expect("the machine is a PC"));
     assert_eq!(board.save(), board.save(), "saving changes nothing");
     wait(&mut machine, &mut now);
-    machine.board().reset(now);
+    board.reset(now);
     let _ = machine.digest();
 }
 

@@ -21,6 +21,23 @@ pub enum BootError {
         size: u64,
     },
 
+    /// A kernel without the para-virtual interface.
+    #[error("this guest is not modified for para-virtualization ({why}); `full` mode runs it")]
+    NotParavirtual {
+        /// What is missing.
+        why: &'static str,
+    },
+
+    /// The domain's memory does not hold what has to be in it.
+    #[error(
+        "{pages} pages of memory are too few for this kernel, whose image alone ends at page {kernel}: give it more"
+    )]
+    DomainTooSmall { pages: u64, kernel: u64 },
+
+    /// A new domain refused what its builder made.
+    #[error("{what} cannot be made: {error}")]
+    Domain { what: &'static str, error: trapgate_xen::Errno },
+
     /// The file ends before something that its headers promise.
     #[error(
         "the kernel is truncated: {what} ends at {needed:#x}, but the file has {size:#x} bytes; get it again"

@@ -24,6 +24,7 @@ mod place;
 mod pvh;
 #[cfg(test)]
 mod tests;
+pub mod xen;
 
 use std::fmt;
 use std::str::FromStr;

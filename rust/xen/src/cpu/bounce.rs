@@ -48,7 +48,12 @@ impl Entry {
 
 impl PvCpu {
     /// An exception that the guest's kernel is to handle.
-    pub(super) fn bounce_exception(&mut self, cpu: &mut Vcpu, event: &Exception, back: u64) -> Result<(), Exit> {
+    pub(super) fn bounce_exception(
+        &mut self,
+        cpu: &mut Vcpu,
+        event: &Exception,
+        back: u64,
+    ) -> Result<(), Exit> {
         let mut error = event.error;
         if event.vector == Vector::Pf as u8 {
             // Linux looks for the address only in vcpu_info. U says which mode faulted, and was set by it.
@@ -77,7 +82,12 @@ impl PvCpu {
     }
 
     /// INT n, INT3, INTO and INT1. From kernel mode a gate of DPL 1 will do, from user mode it must be 3.
-    pub(super) fn software_interrupt(&mut self, cpu: &mut Vcpu, event: Exception, back: u64) -> Result<(), Exit> {
+    pub(super) fn software_interrupt(
+        &mut self,
+        cpu: &mut Vcpu,
+        event: Exception,
+        back: u64,
+    ) -> Result<(), Exit> {
         let trap = self.traps[usize::from(event.vector)];
         let least = if cpu.kernel_mode() { 1 } else { 3 };
         let checked = event.kind == Kind::Software && !matches!(event.vector, 3 | 4);
@@ -122,7 +132,9 @@ impl PvCpu {
     pub(super) fn bounce_event(&mut self, cpu: &mut Vcpu) -> Result<(), Exit> {
         let callback = self.callbacks.event;
         if callback.address == 0 {
-            return Err(self.crash(cpu, format_args!("an event is unmasked, but no event callback is registered")));
+            return Err(
+                self.crash(cpu, format_args!("an event is unmasked, but no event callback is registered"))
+            );
         }
         let interrupted = Interrupted::at(cpu, cpu.rip);
         let entry = Entry { address: callback.address, masks_events: true, clears_df: false };
@@ -164,8 +176,11 @@ impl PvCpu {
         frame[words..words + 5].copy_from_slice(&tail);
         words += 5;
         let sp = (base & !15).wrapping_sub(words as u64 * 8);
-        if (HYPERVISOR_START..=HYPERVISOR_END).contains(&base) || self.push_frame(cpu, sp, &frame[..words]).is_err() {
-            return Err(self.crash(cpu, format_args!("no frame can be written at {sp:#x} for an entry to the kernel")));
+        if (HYPERVISOR_START..=HYPERVISOR_END).contains(&base)
+            || self.push_frame(cpu, sp, &frame[..words]).is_err()
+        {
+            return Err(self
+                .crash(cpu, format_args!("no frame can be written at {sp:#x} for an entry to the kernel")));
         }
         if entry.masks_events {
             self.set_upcall_mask(true);
@@ -182,7 +197,12 @@ impl PvCpu {
     }
 
     /// Writes a frame: word by word where it lies in one page that is cached, which is nearly always.
-    fn push_frame(&self, cpu: &mut Vcpu, sp: u64, frame: &[u64]) -> Result<(), trapgate_engine::monitor::NoAccess> {
+    fn push_frame(
+        &self,
+        cpu: &mut Vcpu,
+        sp: u64,
+        frame: &[u64],
+    ) -> Result<(), trapgate_engine::monitor::NoAccess> {
         if sp % 4096 + frame.len() as u64 * 8 > 4096 {
             let bytes: Vec<u8> = frame.iter().flat_map(|word| word.to_le_bytes()).collect();
             return cpu.copy_out(sp, &bytes);

@@ -127,13 +127,15 @@ impl PvCpu {
 
     fn mov_dr(&mut self, cpu: &mut Vcpu, insn: &Insn) -> bool {
         match (insn.operands[0], insn.operands[1]) {
-            (Operand::Gpr { reg, .. }, Operand::Dr(number)) => match self.get_debugreg(cpu, u64::from(number)) {
-                Ok(value) => {
-                    cpu.regs[usize::from(reg)] = value;
-                    true
+            (Operand::Gpr { reg, .. }, Operand::Dr(number)) => {
+                match self.get_debugreg(cpu, u64::from(number)) {
+                    Ok(value) => {
+                        cpu.regs[usize::from(reg)] = value;
+                        true
+                    }
+                    Err(_) => false,
                 }
-                Err(_) => false,
-            },
+            }
             (Operand::Dr(number), Operand::Gpr { reg, .. }) => {
                 let value = cpu.regs[usize::from(reg)];
                 self.set_debugreg(cpu, u64::from(number), value).is_ok()
@@ -146,7 +148,8 @@ impl PvCpu {
     fn port(&mut self, cpu: &mut Vcpu, insn: &Insn) -> bool {
         let input = insn.op == Op::In;
         let operand = insn.operands[usize::from(input)];
-        let port = if let Operand::Imm { .. } = operand { insn.imm as u16 & 0xff } else { cpu.regs[2] as u16 };
+        let port =
+            if let Operand::Imm { .. } = operand { insn.imm as u16 & 0xff } else { cpu.regs[2] as u16 };
         let size = insn.opsize.min(4);
         let least = if cpu.kernel_mode() { 1 } else { 3 };
         if self.iopl < least && !self.bitmap_allows(cpu, port, size) {

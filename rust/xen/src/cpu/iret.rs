@@ -14,7 +14,8 @@ use crate::public::{FLAT_CS32, FLAT_CS64, FLAT_SS};
 /// `VGCF_in_syscall`: return as SYSRET does.
 const IN_SYSCALL: u64 = 0x100;
 /// Flags that the frame decides about.
-const FROM_FRAME: u64 = rflags::STATUS | rflags::TF | rflags::DF | rflags::NT | rflags::RF | rflags::AC | rflags::ID;
+const FROM_FRAME: u64 =
+    rflags::STATUS | rflags::TF | rflags::DF | rflags::NT | rflags::RF | rflags::AC | rflags::ID;
 
 /// Whether bits 63 to 47 are all equal.
 fn canonical(address: u64) -> bool {

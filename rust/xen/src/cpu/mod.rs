@@ -12,11 +12,11 @@ mod segments;
 
 use std::sync::Arc;
 
+use trapgate_engine::Requests;
 use trapgate_engine::exit::Exit;
 use trapgate_engine::fault::{Exception, Kind};
 use trapgate_engine::monitor::{Handled, Monitor, Stored, TableStore};
 use trapgate_engine::state::Vcpu;
-use trapgate_engine::Requests;
 use trapgate_x86::exception::Vector;
 use trapgate_x86::model::{Cpuid, Model};
 use trapgate_x86::regs::{cr0, cr4, dr6, dr7, efer, rflags};
@@ -24,9 +24,7 @@ use trapgate_x86::regs::{cr0, cr4, dr6, dr7, efer, rflags};
 use crate::domain::Domain;
 use crate::hypercall;
 use crate::paging::{Mfn, TlbControl};
-use crate::public::{
-    FLAT_CS64, FLAT_SS, GDT_WINDOW, HYPERVISOR_END, HYPERVISOR_START, LDT_WINDOW, Shutdown, shared,
-};
+use crate::public::{FLAT_CS64, FLAT_SS, GDT_WINDOW, HYPERVISOR_END, HYPERVISOR_START, Shutdown, shared};
 
 pub use cpuid::model;
 
@@ -212,7 +210,8 @@ impl Monitor for PvCpu {
             return self.software_interrupt(cpu, event, back).map(|()| Handled::Delivered);
         }
         if event.kind == Kind::Fault
-            && (event.vector == Vector::Gp as u8 && event.error == Some(0) || event.vector == Vector::Ud as u8)
+            && (event.vector == Vector::Gp as u8 && event.error == Some(0)
+                || event.vector == Vector::Ud as u8)
             && self.emulate(cpu, event.vector)?
         {
             return Ok(Handled::Emulated);
@@ -254,16 +253,11 @@ impl Monitor for PvCpu {
         match done {
             Ok(true) => Stored::Done,
             Ok(false) => Stored::Changed,
-            Err(()) => Stored::Refused,
+            Err(_) => Stored::Refused,
         }
     }
 
     fn cpuid(&self, cpu: &Vcpu, leaf: u32, subleaf: u32) -> Cpuid {
         self.cpuid_view(cpu, leaf, subleaf)
     }
-}
-
-/// Where the monitor shows descriptors, for the messages of other modules.
-pub(crate) fn is_descriptor_window(linear: u64) -> bool {
-    (GDT_WINDOW..LDT_WINDOW + 0x1_0000).contains(&linear)
 }

@@ -80,8 +80,8 @@ impl PvCpu {
             return false;
         }
         let written = domain.memory().write(value, &crate::hypercall::page::stubs()).is_ok();
-        paging.release_writable(mfn);
-        written
+        let released = paging.release_writable(&mut super::CpuTlb(cpu), mfn).is_ok();
+        written && released
     }
 }
 

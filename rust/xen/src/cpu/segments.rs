@@ -29,7 +29,7 @@ impl PvCpu {
         let frame = if page >= reserved {
             (page == reserved).then_some(self.domain.layout.descriptors)
         } else {
-            self.domain.paging().gdt().get(page).map(|mfn| mfn.0 << 12)
+            self.domain.paging().gdt(0).get(page).map(|mfn| mfn.0 << 12)
         };
         frame.map(|start| start + offset % 4096)
     }
@@ -50,7 +50,7 @@ impl PvCpu {
     /// HYPERVISOR_set_gdt.
     pub(crate) fn set_gdt(&mut self, cpu: &mut Vcpu, frames: &[Mfn]) -> Result<(), Errno> {
         let domain = std::sync::Arc::clone(&self.domain);
-        domain.paging().set_gdt(&mut CpuTlb(cpu), frames)
+        domain.paging().set_gdt(&mut CpuTlb(cpu), 0, frames)
     }
 
     /// MMUEXT_SET_LDT.

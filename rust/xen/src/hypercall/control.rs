@@ -169,7 +169,7 @@ pub(super) fn console_io(
         0 => {
             let mut bytes = vec![0; count.min(MOST_CONSOLE) as usize];
             cpu.copy_in(buffer, &mut bytes).map_err(|_| Errno::Fault)?;
-            pv.domain.emergency_output(&bytes);
+            pv.domain.console.put(&bytes);
             Ok(0)
         }
         1 => Ok(0),
@@ -190,7 +190,7 @@ impl PvCpu {
                 }
                 cpu.dr[n] = value;
             }
-            6 => cpu.dr6 = value & !dr6::RESERVED_ZERO | dr6::RESET,
+            6 => cpu.dr6 = value & dr6::WRITABLE | dr6::RESET,
             _ => {
                 if value & dr7::GD != 0 {
                     return Err(Errno::Perm);
@@ -198,7 +198,7 @@ impl PvCpu {
                 if value >> 32 != 0 {
                     return Err(Errno::Inval);
                 }
-                cpu.dr7 = value & !dr7::RESERVED_ZERO | dr7::RESET;
+                cpu.dr7 = value & dr7::WRITABLE | dr7::RESET;
             }
         }
         cpu.debug_registers_changed();

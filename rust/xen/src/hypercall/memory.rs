@@ -4,7 +4,7 @@ use trapgate_engine::state::Vcpu;
 
 use super::Done;
 use super::guest::{Fields, read_u64, write, write_u32, write_u64};
-use crate::cpu::PvCpu;
+use crate::cpu::{CpuTlb, PvCpu};
 use crate::errno::Errno;
 use crate::paging::Mfn;
 use crate::public::{DOMID_SELF, HYPERVISOR_START, M2P_END};
@@ -70,7 +70,11 @@ fn reservation(pv: &mut PvCpu, cpu: &mut Vcpu, arg: u64, begun: u64, command: u6
 fn give_back(pv: &PvCpu, cpu: &mut Vcpu, at: u64, order: u32) -> bool {
     let Ok(first) = read_u64(cpu, at) else { return false };
     let mut paging = pv.domain.paging();
-    (0..1u64 << order).all(|i| first.checked_add(i).is_some_and(|mfn| paging.decrease_reservation(Mfn(mfn)).is_ok()))
+    (0..1u64 << order).all(|i| {
+        first
+            .checked_add(i)
+            .is_some_and(|mfn| paging.decrease_reservation(&mut CpuTlb(cpu), Mfn(mfn)).is_ok())
+    })
 }
 
 /// Hands out one extent. Frames of different orders need not be contiguous here, so only single ones are.
@@ -84,7 +88,7 @@ fn populate(pv: &PvCpu, cpu: &mut Vcpu, at: u64, order: u32) -> bool {
         Some(mfn) if write_u64(cpu, at, mfn.0).is_ok() => true,
         Some(mfn) => {
             // The guest cannot be told: it never owned the frame.
-            let _ = pv.domain.paging().decrease_reservation(mfn);
+            let _ = pv.domain.paging().decrease_reservation(&mut CpuTlb(cpu), mfn);
             false
         }
         None => false,

@@ -43,7 +43,7 @@ fn each(
     if result.is_ok() && done < left {
         let mut again = args;
         again[0] = list.wrapping_add(done * size);
-        again[1] = left - done | PREEMPTED;
+        again[1] = (left - done) | PREEMPTED;
         return Done::Again(again);
     }
     result.into()
@@ -71,7 +71,7 @@ pub(super) fn update_va_mapping(
     flags: u64,
 ) -> Result<(), Errno> {
     let domain = std::sync::Arc::clone(&pv.domain);
-    domain.paging().update_va_mapping(&mut CpuTlb(cpu), va, pte, 0)?;
+    domain.paging().update_va_mapping(&mut CpuTlb(cpu), 0, va, pte)?;
     // UVMF_*: the low two bits say what to flush, the rest whose: with one vCPU it is always this one.
     match flags & 3 {
         1 => cpu.flush_tlb(),
@@ -82,9 +82,8 @@ pub(super) fn update_va_mapping(
 }
 
 /// update_descriptor(maddr, descriptor).
-pub(super) fn update_descriptor(pv: &mut PvCpu, cpu: &mut Vcpu, maddr: u64, value: u64) -> Result<(), Errno> {
-    let domain = std::sync::Arc::clone(&pv.domain);
-    domain.paging().update_descriptor(&mut CpuTlb(cpu), maddr, value)
+pub(super) fn update_descriptor(pv: &mut PvCpu, maddr: u64, value: u64) -> Result<(), Errno> {
+    pv.domain.paging().update_descriptor(maddr, value)
 }
 
 /// mmuext_op(ops, count, done, foreigndom).
@@ -101,16 +100,13 @@ pub(super) fn mmuext_op(pv: &mut PvCpu, cpu: &mut Vcpu, args: Args) -> Done {
 /// One `mmuext_op`.
 fn one_op(pv: &mut PvCpu, cpu: &mut Vcpu, command: u32, first: u64, second: u64) -> Result<(), Errno> {
     let domain = std::sync::Arc::clone(&pv.domain);
-    let mut paging = domain.paging();
+    let paging = || domain.paging();
     match command {
-        0..=3 => paging.pin(&mut CpuTlb(cpu), command as u8 + 1, Mfn(first)),
-        4 => paging.unpin(&mut CpuTlb(cpu), Mfn(first)),
-        5 => {
-            drop(paging);
-            pv.new_kernel_root(cpu, Mfn(first))
-        }
+        0..=3 => paging().pin(&mut CpuTlb(cpu), command as u8 + 1, Mfn(first)),
+        4 => paging().unpin(&mut CpuTlb(cpu), Mfn(first)),
+        5 => pv.new_kernel_root(cpu, Mfn(first)),
         15 => {
-            paging.set_user_root(&mut CpuTlb(cpu), 0, Mfn(first))?;
+            paging().set_user_root(&mut CpuTlb(cpu), 0, Mfn(first))?;
             pv.user_root = first << 12;
             Ok(())
         }
@@ -131,12 +127,9 @@ fn one_op(pv: &mut PvCpu, cpu: &mut Vcpu, command: u32, first: u64, second: u64)
         }
         // FLUSH_CACHE and its global form are for domains that own devices.
         12 | 18 => Err(Errno::Access),
-        13 => {
-            drop(paging);
-            pv.set_ldt(cpu, first, second & 0xffff_ffff)
-        }
-        16 => paging.clear_page(&mut CpuTlb(cpu), Mfn(first)),
-        17 => paging.copy_page(&mut CpuTlb(cpu), Mfn(first), Mfn(second)),
+        13 => pv.set_ldt(cpu, first, second & 0xffff_ffff),
+        16 => paging().clear_page(Mfn(first)),
+        17 => paging().copy_page(Mfn(first), Mfn(second)),
         19 | 20 => Err(Errno::NotSupp),
         _ => Err(Errno::NoSys),
     }

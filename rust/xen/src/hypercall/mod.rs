@@ -115,7 +115,7 @@ fn native(pv: &mut PvCpu, cpu: &mut Vcpu, name: Name, args: Args) -> Result<Done
         Name::FpuTaskswitch => control::fpu_taskswitch(cpu, first != 0),
         Name::SetDebugreg => pv.set_debugreg(cpu, first, second).into(),
         Name::GetDebugreg => pv.get_debugreg(cpu, first).into(),
-        Name::UpdateDescriptor => mmu::update_descriptor(pv, cpu, first, second).into(),
+        Name::UpdateDescriptor => mmu::update_descriptor(pv, first, second).into(),
         Name::MemoryOp => memory::memory_op(pv, cpu, first, second),
         Name::Multicall => return multicall::multicall(pv, cpu, args),
         Name::UpdateVaMapping => mmu::update_va_mapping(pv, cpu, first, second, third).into(),

@@ -34,11 +34,8 @@ pub(super) fn multicall(pv: &mut PvCpu, cpu: &mut Vcpu, args: Args) -> Result<Do
         let Ok(entry) = Fields::<56>::read(cpu, at) else { return Ok(Done::Value(Errno::Fault.code())) };
         let number = entry.u64(0);
         let call: Args = std::array::from_fn(|i| entry.u64(16 + 8 * i));
-        let result = if number == MULTICALL {
-            Done::Value(Errno::Inval.code())
-        } else {
-            run(pv, cpu, number, call)?
-        };
+        let result =
+            if number == MULTICALL { Done::Value(Errno::Inval.code()) } else { run(pv, cpu, number, call)? };
         match result {
             Done::Value(value) => {
                 if write_u64(cpu, at.wrapping_add(RESULT), value).is_err() {
@@ -65,4 +62,3 @@ pub(super) fn multicall(pv: &mut PvCpu, cpu: &mut Vcpu, args: Args) -> Result<Do
     }
     Ok(Done::Value(0))
 }
-

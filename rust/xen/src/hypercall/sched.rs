@@ -52,7 +52,8 @@ fn poll(pv: &mut PvCpu, cpu: &mut Vcpu, arg: u64) -> Result<(), Errno> {
     }
     let mut bytes = vec![0u8; count as usize * 4];
     cpu.copy_in(list, &mut bytes).map_err(|_| Errno::Fault)?;
-    let ports: Vec<u32> = bytes.chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
+    let ports: Vec<u32> =
+        bytes.chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
     if ports.iter().any(|&port| pv.domain.channel(port).is_none()) {
         return Err(Errno::Inval);
     }

@@ -187,7 +187,12 @@ impl Default for Table {
                 samples: AtomicU64::new(0),
             });
         }
-        Table { rows, waiting: Mutex::default(), unknown: AtomicU64::new(0), trapped_stores: AtomicU64::new(0) }
+        Table {
+            rows,
+            waiting: Mutex::default(),
+            unknown: AtomicU64::new(0),
+            trapped_stores: AtomicU64::new(0),
+        }
     }
 }
 

@@ -58,7 +58,13 @@ impl PvCpu {
     }
 }
 
-pub(super) fn vcpu_op(pv: &mut PvCpu, cpu: &mut Vcpu, command: u64, vcpu: u64, arg: u64) -> Result<u64, Errno> {
+pub(super) fn vcpu_op(
+    pv: &mut PvCpu,
+    cpu: &mut Vcpu,
+    command: u64,
+    vcpu: u64,
+    arg: u64,
+) -> Result<u64, Errno> {
     if vcpu >= u64::from(pv.domain.config.vcpus) {
         return Err(Errno::NoEnt);
     }
