@@ -10,6 +10,7 @@ from typing_extensions import Buffer as AnyBuffer
 __all__ = [
     "Buffer",
     "Core",
+    "Domain",
     "__version__",
     "build_info",
     "decode",
@@ -58,6 +59,9 @@ class Core:
     def __new__(
         cls,
         *,
+        mode: str,
+        domid: int,
+        maximum_memory: int,
         memory: int,
         cpu: str,
         engine: str,
@@ -141,11 +145,64 @@ class Core:
     def attach(self, space: str, base: int, size: int, device: object) -> None:
         """Put a device written in Python on "ports" or, as "mmio", into the address space."""
 
+    def domain(self) -> Domain | None:
+        """Give the domain, if the guest is para-virtual."""
+
+    def take_hypercall(self) -> tuple[int, tuple[int, ...], int | None] | None:
+        """Give the hypercall that waits for a handler: number, arguments, and where the result goes."""
+
+    def finish_hypercall(self, result_at: int | None, value: int) -> None:
+        """Give a hypercall its result."""
+
+    def native_hypercall(self, number: int, args: list[int]) -> int | None:
+        """Make a hypercall by its native handler; None: it has taken the result's place itself."""
+
     def press_power_button(self) -> None:
         """Press the power button; from any thread."""
 
     def set_irq(self, line: int, level: bool) -> None:
         """Raise or lower an interrupt line of the ISA bus; from any thread."""
+
+@final
+class Domain:
+    """A para-virtual domain; everything may be called by any thread."""
+
+    @property
+    def domid(self) -> int: ...
+    @property
+    def handle(self) -> bytes | list[int]:
+        """UUID."""
+
+    @property
+    def store(self) -> tuple[int, int]:
+        """Machine address and event channel of XenStore's ring."""
+
+    @property
+    def console(self) -> tuple[int, int]:
+        """Machine address and event channel of the console's ring."""
+
+    def take_doorbells(self) -> list[int]:
+        """Give the ports that the guest has rung and whose back-ends are served from here."""
+
+    def notify(self, port: int) -> None:
+        """Send the guest an event."""
+
+    def poke(self) -> None:
+        """Bring the vCPU back to where doorbells are served."""
+
+    def hypercalls(self) -> list[tuple[int, str, str, int, int, int]]:
+        """List number, name, what becomes of it, error number, calls and nanoseconds of each call."""
+
+    def set_hypercall(self, number: int, kind: str, errno: int) -> None: ...
+    def counters(self) -> tuple[int, int]:
+        """Calls with numbers that nothing has, and stores to live page tables that were carried out."""
+
+    def frames(self) -> tuple[int, int]:
+        """Frames that the domain owns, and the most that it may."""
+
+    def set_maximum(self, frames: int) -> None: ...
+    def ended(self) -> tuple[str, str | None] | None:
+        """How the domain ended, and what the monitor has to say of a crash."""
 
 @final
 class Buffer:

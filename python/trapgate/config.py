@@ -79,6 +79,8 @@ class Machine:
     protocol: Protocol = "auto"
     #: RAM, as a number of bytes or text such as "512M".
     memory: int | str = "512M"
+    #: What a para-virtual guest may grow to by ballooning; by default what it starts with.
+    maximum_memory: int | str | None = None
     mode: Mode = "full"
     #: What executes guest code: "translate" is the binary translator, "interpret" the interpreter, to which the
     #: translator must be equal, and "auto" the translator where the host can run it.
@@ -111,11 +113,26 @@ class Machine:
         if self.seed is not None and not 0 <= self.seed < 1 << 64:
             raise ConfigError(f"seed is {self.seed}; it must fit into 64 bits")
         _check_memory(self.memory_bytes, self.memory)
+        if self.maximum_memory is not None:
+            _check_memory(self.maximum_memory_bytes, self.maximum_memory)
+            if self.maximum_memory_bytes < self.memory_bytes:
+                raise ConfigError("maximum_memory is less than memory")
+        if self.mode == "para":
+            for name in ("debug_console", "debug_exit"):
+                if getattr(self, name):
+                    raise ConfigError(f"a para-virtual guest has no {name}: it has no ports")
 
     @property
     def memory_bytes(self) -> int:
         """RAM in bytes."""
         return parse_size(self.memory, "memory")
+
+    @property
+    def maximum_memory_bytes(self) -> int:
+        """What RAM may grow to, in bytes."""
+        if self.maximum_memory is None:
+            return self.memory_bytes
+        return parse_size(self.maximum_memory, "maximum_memory")
 
     @classmethod
     def from_image(cls, name: str, **changes: Any) -> Self:
@@ -167,7 +184,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
 }
 
 # Names that are reserved for what this version does not have, and what to use instead.
-_ABSENT = {("mode", "para"): "full", ("mode", "hardware"): "full"}
+_ABSENT = {("mode", "hardware"): "full"}
 
 
 def _check_source(name: str, value: object, *, optional: bool) -> None:

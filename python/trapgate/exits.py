@@ -13,6 +13,7 @@ __all__ = [
     "FINAL",
     "Breakpoint",
     "BudgetExhausted",
+    "Crashed",
     "DebugExit",
     "Exit",
     "Expected",
@@ -21,6 +22,7 @@ __all__ = [
     "Satisfied",
     "Shutdown",
     "Stopped",
+    "Suspended",
     "TimedOut",
     "TripleFault",
     "Unsupported",
@@ -48,7 +50,7 @@ class Exit:
 
 @dataclass(frozen=True, kw_only=True)
 class Shutdown(Exit):
-    """The guest switched the power off (ACPI S5). The machine cannot run on."""
+    """The guest switched the power off (ACPI S5, or SCHEDOP_shutdown). The machine cannot run on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +65,19 @@ class TripleFault(Exit):
     #: Linear address of the instruction that started it, and the vector of the first fault.
     rip: int
     vector: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Crashed(Exit):
+    """A para-virtual guest said that it crashed, or did what its monitor cannot carry on. It cannot run on."""
+
+    #: What the monitor has to say; None if the guest said it.
+    message: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Suspended(Exit):
+    """A para-virtual guest asked to be saved (SHUTDOWN_suspend). The machine cannot run on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,4 +140,12 @@ class Unsupported(Exit):
 
 
 #: Exits after which the machine cannot run on.
-FINAL: tuple[type[Exit], ...] = (Shutdown, Reset, TripleFault, DebugExit, Unsupported)
+FINAL: tuple[type[Exit], ...] = (
+    Shutdown,
+    Reset,
+    TripleFault,
+    DebugExit,
+    Unsupported,
+    Crashed,
+    Suspended,
+)

@@ -32,7 +32,10 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from trapgate._core import Core
+    from trapgate._core import Domain as CoreDomain
     from trapgate.instructions import Instruction
+    from trapgate.para import Domain, Hypercalls
+    from trapgate.xenstore import XenStore
 
 __all__ = ["VM", "State", "Stats", "TranslatorStats", "Until"]
 
@@ -105,7 +108,10 @@ class VM:
     ...     vm.console.sendline("uname -a")
     """
 
-    def __init__(self, machine: config.Machine) -> None:
+    def __init__(
+        self, machine: config.Machine, *, store: XenStore | None = None, domid: int = 1, name: str = "guest"
+    ) -> None:
+        """Make a machine. A para-virtual one is the domain of that number and name in a store, or in one of its own."""
         from trapgate._core import Core
 
         #: The config that the machine was made of.
@@ -114,6 +120,9 @@ class VM:
         if seed is None:
             seed = 0 if machine.clock == "virtual" else secrets.randbits(64)
         self._core_or_none: Core | None = Core(
+            mode=machine.mode,
+            domid=domid,
+            maximum_memory=machine.maximum_memory_bytes,
             memory=machine.memory_bytes,
             cpu=machine.cpu,
             engine=machine.engine,
@@ -143,6 +152,10 @@ class VM:
         self.on = Hooks(self._core)
         #: What the translator makes of the guest's code.
         self.trace = Trace(self)
+        self._domain: Domain | None = None
+        self._hypercalls: Hypercalls | None = None
+        if (native := self._core.domain()) is not None:
+            self._make_domain(native, store, name)
 
     # Life.
 
@@ -161,6 +174,33 @@ class VM:
         if (core := self._core_or_none) is not None:
             core.close()
             self._core_or_none = None
+            if self._domain is not None:
+                self._domain._release()
+
+    def _make_domain(self, native: CoreDomain, store: XenStore | None, name: str) -> None:
+        from trapgate.para import Domain, Hypercalls
+        from trapgate.xenstore import XenStore
+
+        self._domain = Domain(self._core, native, XenStore() if store is None else store, name)
+        self._hypercalls = Hypercalls(self, native)
+
+    @property
+    def domain(self) -> Domain:
+        """The domain of a para-virtual guest; a StateError for any other."""
+        if self._domain is None:
+            raise StateError("only a para-virtual guest is a domain; make the machine with mode 'para'")
+        return self._domain
+
+    @property
+    def hypercalls(self) -> Hypercalls:
+        """The hypercall table of a para-virtual guest; a StateError for any other."""
+        if self._hypercalls is None:
+            raise StateError("only a para-virtual guest makes hypercalls; make the machine with mode 'para'")
+        return self._hypercalls
+
+    def balloon(self, target: int | str) -> None:
+        """Ask a para-virtual guest to have `target` bytes of memory; see `Domain.balloon`."""
+        self.domain.balloon(config.parse_size(target, "target"))
 
     @property
     def state(self) -> State:
@@ -236,6 +276,7 @@ class VM:
         """Run slice after slice."""
         # What an exception in a hook, or Ctrl-C, has left over from the run before.
         self.on._dispatch()
+        self._serve_domain(core)
         if (result := goal.check(self)) is not None:
             return result
         while True:
@@ -251,6 +292,8 @@ class VM:
                 self._drain(core)
             if kind == "hook":
                 self.on._dispatch()
+            elif kind in _OF_DOMAIN:
+                self._serve_domain(core)
             if (result := goal.check(self)) is not None:
                 return result
             if kind in _GO_ON:
@@ -258,6 +301,13 @@ class VM:
             result = self._exit(kind, first, second)
             if isinstance(result, exits.FINAL) or goal.accepts(result):
                 return result
+
+    def _serve_domain(self, core: Core) -> None:
+        """Serve what a para-virtual guest waits for."""
+        if self._hypercalls is not None:
+            self._hypercalls._dispatch(core)
+        if self._domain is not None:
+            self._domain._serve()
 
     def _drain(self, core: Core) -> None:
         """Take the guest's output to whoever listens: all of them, though one raises."""
@@ -290,6 +340,11 @@ class VM:
                 return exits.Reset(**when)
             case "triple_fault":
                 return exits.TripleFault(rip=first, vector=second, **when)
+            case "suspended":
+                return exits.Suspended(**when)
+            case "crashed":
+                ended = None if self._domain is None else self._domain._native.ended()
+                return exits.Crashed(message=None if ended is None else ended[1], **when)
             case "debug_exit":
                 return exits.DebugExit(value=first, **when)
         what = kind.removeprefix("unsupported: ")
@@ -406,8 +461,11 @@ class VM:
         return line
 
     def press_power_button(self) -> None:
-        """Press the power button: the guest gets an ACPI event and decides what to do. From any thread."""
-        self._core.press_power_button()
+        """Press the power button: the guest is asked to switch off and decides what to do. From any thread."""
+        if self._domain is not None:
+            self._domain.shutdown("poweroff")
+        else:
+            self._core.press_power_button()
 
     def debug_output(self) -> bytes:
         """Give what the guest has written to the debug console since the last call."""
@@ -425,7 +483,9 @@ class VM:
 
 
 # Outcomes of a slice that are no exits: time for Python to look around, hooks to serve, output to match.
-_GO_ON = frozenset({"slice", "hook", "console"})
+_GO_ON = frozenset({"slice", "hook", "console", "doorbell", "hypercall"})
+# Those that a para-virtual guest waits for.
+_OF_DOMAIN = frozenset({"doorbell", "hypercall"})
 
 
 class _Goal:

@@ -124,6 +124,8 @@ _SENTENCES: dict[type[exits.Exit], str] = {
     exits.Reset: "the guest asked for a reset",
     exits.Halted: "the guest halted with nothing to wake it",
     exits.TripleFault: "the guest crashed: triple fault at {rip:#x}, vector {vector}",
+    exits.Crashed: "the guest crashed: {message}",
+    exits.Suspended: "the guest asked to be saved",
     exits.Unsupported: "the guest went where trapgate cannot follow: {what} at {rip:#x}",
     exits.TimedOut: "the time is over",
 }

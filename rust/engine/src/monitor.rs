@@ -6,6 +6,7 @@
 //! not a privilege level.
 
 use std::fmt;
+use std::ops::Range;
 
 use trapgate_x86::exception::Vector;
 use trapgate_x86::model::{Cpuid, Model};
@@ -16,6 +17,34 @@ use crate::fault::Exception;
 use crate::mmu::access::{Intent, Place};
 use crate::state::{Descriptor, Segment, Vcpu};
 use trapgate_x86::insn::Seg;
+
+/// The part of linear memory that is the monitor's, and what it shows there.
+#[derive(Clone, Debug, Default)]
+pub struct Windows {
+    /// Addresses that the guest's tables do not decide about.
+    pub range: Range<u64>,
+    pub shown: Vec<Window>,
+}
+
+/// Something that a monitor shows, for reading.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Window {
+    /// First linear address, page-aligned.
+    pub linear: u64,
+    pub bytes: u64,
+    pub to: WindowTo,
+    /// Only the processor sees it, for its own access to descriptors; else the guest's kernel does.
+    pub system: bool,
+}
+
+/// Where a window leads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WindowTo {
+    /// A guest-physical address.
+    Physical(u64),
+    /// An address in the address space of a root.
+    Linear { root: u64, linear: u64 },
+}
 
 /// What a monitor has made of an exception.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,19 +91,15 @@ pub trait Monitor: Send + fmt::Debug {
     /// Somebody has posted [`crate::Requests::INTERRUPT`]: delivers what may be delivered now and wakes the vCPU for it.
     fn interrupt(&mut self, cpu: &mut Vcpu) -> Result<(), Exit>;
 
-    /// Where a linear address of the range that is the monitor's lies, for reading: a guest-physical address.
-    /// `system` is the processor's own access to descriptors.
-    fn window(&mut self, cpu: &mut Vcpu, linear: u64, system: bool) -> Option<u64>;
-
-    /// Whether a linear address is in that range.
-    fn owns(&self, linear: u64) -> bool;
-
     /// Whether a store of the kernel's that met a read-only page at this guest-physical address is to go to
     /// [`Monitor::store`].
     fn traps(&self, gpa: u64) -> bool;
 
     /// Makes such a store.
     fn store(&mut self, cpu: &mut Vcpu, store: TableStore) -> Stored;
+
+    /// Makes a hypercall by the monitor's own handler, whatever the guest's table says; `None`: it has set the registers.
+    fn hypercall(&mut self, cpu: &mut Vcpu, number: u32, args: [u64; 5]) -> Result<Option<u64>, Exit>;
 
     /// CPUID as this guest sees it.
     fn cpuid(&self, cpu: &Vcpu, leaf: u32, subleaf: u32) -> Cpuid;
@@ -91,6 +116,7 @@ impl Vcpu {
     /// Makes this the vCPU of a para-virtual guest, in kernel mode.
     pub fn set_monitor(&mut self, monitor: Box<dyn Monitor>) {
         self.monitor = Some(monitor);
+        self.para = true;
         self.kernel_mode = true;
         self.cpl = 3;
         self.update_mode();
@@ -100,13 +126,23 @@ impl Vcpu {
     /// Whether the guest is para-virtual.
     #[inline(always)]
     pub fn is_para(&self) -> bool {
-        self.monitor.is_some()
+        self.para
+    }
+
+    /// Makes a hypercall of a para-virtual guest by its monitor's own handler; see [`Monitor::hypercall`].
+    pub fn hypercall(&mut self, number: u32, args: [u64; 5]) -> Result<Option<u64>, Exit> {
+        self.with_monitor(|monitor, cpu| monitor.hypercall(cpu, number, args)).unwrap_or(Ok(None))
     }
 
     /// Whether a para-virtual guest runs its kernel: then the first view of the TLB is used.
     #[inline(always)]
     pub fn kernel_mode(&self) -> bool {
         self.kernel_mode
+    }
+
+    /// What the monitor shows; whoever changes it flushes what it has changed.
+    pub fn windows_mut(&mut self) -> &mut Windows {
+        &mut self.windows
     }
 
     /// Lends the monitor the vCPU that it belongs to.

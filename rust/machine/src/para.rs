@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use trapgate_engine::state::Vcpu;
-use trapgate_engine::{Engine, GuestMemory, Requests};
+use trapgate_engine::{Engine, Exit as EngineExit, GuestMemory, Requests};
 use trapgate_xen::cpu::{self, PvCpu};
 use trapgate_xen::hypercall::{self, Waiting};
 use trapgate_xen::{Domain, Layout};
@@ -29,13 +29,20 @@ pub struct ParaPayload<'a> {
     pub maximum_memory: u64,
 }
 
-/// Where early output goes.
+/// What the domain needs from its machine.
 #[derive(Debug)]
-struct Emergency(Arc<Console>);
+struct Host {
+    console: Arc<Console>,
+    signal: Arc<Signal>,
+}
 
-impl trapgate_xen::domain::Console for Emergency {
-    fn put(&self, bytes: &[u8]) {
-        self.0.put(bytes);
+impl trapgate_xen::domain::Host for Host {
+    fn emergency_output(&self, bytes: &[u8]) {
+        self.console.put(bytes);
+    }
+
+    fn wake(&self) {
+        self.signal.wake();
     }
 }
 
@@ -65,7 +72,7 @@ impl Machine {
             pages,
             Arc::clone(&memory),
             Arc::clone(&requests),
-            Box::new(Emergency(Arc::clone(&console))),
+            Box::new(Host { console: Arc::clone(&console), signal: Arc::clone(&signal) }),
         )?;
         let request = xen::Request {
             kernel: payload.kernel,
@@ -81,7 +88,9 @@ impl Machine {
         };
         let model = Arc::new(PvCpu::model(&config.model));
         let mut vcpu = Vcpu::new(model, PROCESSOR, memory, Box::new(platform), Arc::clone(&requests));
-        vcpu.set_monitor(Box::new(PvCpu::new(domain, requests, start.root, start.rsp)));
+        let monitor = PvCpu::new(domain, requests, start.root, start.rsp);
+        monitor.show_windows(&mut vcpu);
+        vcpu.set_monitor(Box::new(monitor));
         cpu::reset(&mut vcpu);
         vcpu.cr3 = start.root.0 << 12;
         (vcpu.rip, vcpu.regs[4], vcpu.regs[6]) = (start.rip, start.rsp, start.start_info);
@@ -100,6 +109,15 @@ impl Machine {
     /// The domain, in `para` mode.
     pub fn domain(&self) -> Option<&Arc<Domain>> {
         self.board.xen_pv().map(|board| &board.domain)
+    }
+
+    /// Makes a hypercall for the guest as its native handler does; `None` if the call is none that returns (iret), which is
+    /// then done.
+    ///
+    /// # Errors
+    /// The exit, when the call ends the domain.
+    pub fn native_hypercall(&mut self, number: u32, args: [u64; 5]) -> Result<Option<u64>, EngineExit> {
+        self.engine.cpu.hypercall(number, args)
     }
 
     /// Gives a hypercall the result of its handler, after [`crate::Exit::Hypercall`].

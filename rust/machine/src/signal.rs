@@ -65,6 +65,11 @@ impl Signal {
         self.changed.notify_all();
     }
 
+    /// Brings the vCPU to its next boundary, or out of a halt, to look around.
+    pub fn poke(&self) {
+        self.stop_vcpu();
+    }
+
     /// Sleeps until woken, at most `time`.
     pub(crate) fn sleep(&self, time: Duration) {
         let awake = lock(&self.awake);

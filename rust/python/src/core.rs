@@ -18,15 +18,17 @@ use trapgate_devices::{PhysAddr, Port, lock};
 use trapgate_engine::mmu::Paging;
 use trapgate_engine::translate::{TranslateOptions, TranslatorStats};
 use trapgate_engine::{GuestMemory, HookId, HookKind, Vcpu};
-use trapgate_machine::board::PcBoard;
+use trapgate_machine::board::{Board, PcBoard};
 use trapgate_machine::boot::{Decompression, Protocol};
 use trapgate_machine::{
-    ClockKind, Config, Console, Exit, Limits, Machine, MachineError, Payload, Signal, Stats,
+    ClockKind, Config, Console, Exit, Limits, Machine, MachineError, ParaPayload, Payload, Signal, Stats,
 };
 use trapgate_x86::model::Model;
+use trapgate_xen::hypercall::Waiting;
 
 use crate::buffer::{Buffer, Input};
 use crate::device::{self, Object, PyDevice, Raised};
+use crate::domain::Domain;
 use crate::registers::{self, Register};
 use crate::{errors, paging};
 
@@ -63,7 +65,16 @@ pub struct Core {
 #[derive(Clone, Debug)]
 struct Open {
     memory: Arc<GuestMemory>,
-    board: Arc<PcBoard>,
+    board: Board,
+}
+
+impl Open {
+    fn pc(self) -> PyResult<Arc<PcBoard>> {
+        match self.board {
+            Board::Pc(board) => Ok(board),
+            Board::XenPv(_) => Err(errors::state("a para-virtual domain has no such hardware")),
+        }
+    }
 }
 
 /// What the machine has done, and its translator, if that is what runs guest code.
@@ -95,6 +106,9 @@ struct Claim {
 
 /// A hook that was hit: the hook, address, size, value and the instruction that did it.
 type Event = (u32, u64, u64, u64, u64);
+
+/// A hypercall that waits: number, arguments, and where the result goes.
+type Pending = (u32, [u64; 5], Option<u64>);
 
 /// Stands for "no limit" in the numbers of [`Core::run`].
 const UNLIMITED: u64 = u64::MAX;
@@ -235,13 +249,16 @@ impl Core {
 #[pymethods]
 impl Core {
     #[new]
-    #[pyo3(signature = (*, memory, cpu, engine, kernel, initrd, append, protocol, virtual_clock, seed, debug_console, debug_exit))]
+    #[pyo3(signature = (*, mode, domid, maximum_memory, memory, cpu, engine, kernel, initrd, append, protocol, virtual_clock, seed, debug_console, debug_exit))]
     #[expect(
         clippy::too_many_arguments,
         reason = "keyword-only, and checked by the config that they come from"
     )]
     fn new(
         py: Python<'_>,
+        mode: &str,
+        domid: u16,
+        maximum_memory: u64,
         memory: u64,
         cpu: &str,
         engine: &str,
@@ -268,9 +285,23 @@ impl Core {
             debug_console,
             debug_exit,
         };
-        let payload =
-            Payload { kernel, initrd, command_line: append, protocol, decompression: Decompression::Host };
-        let mut machine = py.detach(|| Machine::new(&config, &payload)).map_err(|error| match error {
+        let make = || match mode {
+            "para" => {
+                let payload = ParaPayload { kernel, initrd, command_line: append, domid, maximum_memory };
+                Machine::new_para(&config, &payload)
+            }
+            _ => {
+                let payload = Payload {
+                    kernel,
+                    initrd,
+                    command_line: append,
+                    protocol,
+                    decompression: Decompression::Host,
+                };
+                Machine::new(&config, &payload)
+            }
+        };
+        let mut machine = py.detach(make).map_err(|error| match error {
             MachineError::Boot(error) => errors::config(error),
             MachineError::Memory(error) => errors::host(error),
             other => errors::internal(other),
@@ -279,7 +310,7 @@ impl Core {
         Ok(Core {
             open: Mutex::new(Some(Open {
                 memory: Arc::clone(machine.cpu().memory()),
-                board: Arc::clone(machine.board()),
+                board: machine.board().clone(),
             })),
             console: Arc::clone(machine.console()),
             unread: Mutex::default(),
@@ -594,7 +625,7 @@ impl Core {
     /// Put a device written in Python on ports or into the address space.
     fn attach(&self, space: &str, base: u64, size: u64, device: Py<PyAny>) -> PyResult<()> {
         self.idle()?;
-        let board = self.open()?.board;
+        let board = self.open()?.pc()?;
         let object = Object::new(Mutex::new(Some(device)));
         let device = Arc::new(Mutex::new(PyDevice::new(&object, &self.raised, &self.signal)));
         let attached = match (space, u16::try_from(base)) {
@@ -607,16 +638,42 @@ impl Core {
         Ok(())
     }
 
+    /// Give the domain, if the guest is para-virtual.
+    fn domain(&self) -> PyResult<Option<Domain>> {
+        Ok(self.open()?.board.xen_pv().map(|board| Domain::new(board, &self.signal)))
+    }
+
+    /// Give the hypercall that waits for a handler outside: number, arguments, and where the result goes.
+    fn take_hypercall(&self) -> PyResult<Option<Pending>> {
+        let open = self.open()?;
+        let waiting = open.board.xen_pv().and_then(|board| board.domain.hypercalls.take_waiting());
+        Ok(waiting.map(|waiting| (waiting.number, waiting.args, waiting.result_at)))
+    }
+
+    /// Give a hypercall its result.
+    fn finish_hypercall(&self, py: Python<'_>, result_at: Option<u64>, value: u64) -> PyResult<()> {
+        let waiting = Waiting { number: 0, args: [0; 5], result_at };
+        let done = self.with(py, |machine| machine.finish_hypercall(&waiting, value))?;
+        done.map_err(|_| errors::memory("the guest has taken the place of a hypercall's result away"))
+    }
+
+    /// Do a hypercall as the handler of ours does it, with other arguments if need be; None: it takes the result's place
+    /// itself.
+    fn native_hypercall(&self, py: Python<'_>, number: u32, args: [u64; 5]) -> PyResult<Option<u64>> {
+        self.with(py, |machine| machine.native_hypercall(number, args))?
+            .map_err(|exit| errors::state(format!("the hypercall ended the domain: {exit:?}")))
+    }
+
     /// Press the power button; from any thread.
     fn press_power_button(&self, py: Python<'_>) -> PyResult<()> {
-        let board = self.open()?.board;
+        let board = self.open()?.pc()?;
         py.detach(|| board.press_power_button());
         Ok(())
     }
 
     /// Raise or lower an interrupt line of the ISA bus; from any thread.
     fn set_irq(&self, py: Python<'_>, line: u8, level: bool) -> PyResult<()> {
-        let board = self.open()?.board;
+        let board = self.open()?.pc()?;
         // Another thread may hold the interrupt controllers while it waits for the interpreter in a device.
         py.detach(|| board.irq_line(line).set(level));
         Ok(())
@@ -675,6 +732,8 @@ fn last(exit: Exit) -> bool {
             | Exit::ConsoleOutput
             | Exit::Halted
             | Exit::Hook
+            | Exit::Doorbell
+            | Exit::Hypercall
     )
 }
 
@@ -694,6 +753,10 @@ fn outcome(exit: Exit) -> (String, u64, u64) {
         Exit::DebugExit(value) => ("debug_exit", u64::from(value), 0),
         Exit::Halted => ("halted", 0, 0),
         Exit::Hook => ("hook", 0, 0),
+        Exit::Doorbell => ("doorbell", 0, 0),
+        Exit::Hypercall => ("hypercall", 0, 0),
+        Exit::Suspended => ("suspended", 0, 0),
+        Exit::Crashed => ("crashed", 0, 0),
         Exit::TripleFault { rip, vector } => ("triple_fault", rip, u64::from(vector)),
         Exit::Unsupported { what, rip } => return (format!("unsupported: {what}"), rip, 0),
         other => return (format!("unsupported: {other:?}"), 0, 0),

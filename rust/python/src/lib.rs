@@ -5,6 +5,7 @@ mod buffer;
 mod core;
 mod decode;
 mod device;
+mod domain;
 mod errors;
 mod paging;
 mod registers;
@@ -45,6 +46,8 @@ mod _core {
     use crate::core::Core;
     #[pymodule_export]
     use crate::decode::{decode, decode_columns, mnemonics};
+    #[pymodule_export]
+    use crate::domain::Domain;
     #[pymodule_export]
     use crate::translation::translate_unit;
 

@@ -70,9 +70,12 @@ impl Layout {
     }
 }
 
-/// Where a kernel's emergency output goes.
-pub trait Console: Send + Sync + fmt::Debug {
-    fn put(&self, bytes: &[u8]);
+/// What a domain needs from the machine that it is.
+pub trait Host: Send + Sync + fmt::Debug {
+    /// A kernel's emergency output (`console_io`).
+    fn emergency_output(&self, bytes: &[u8]);
+    /// A vCPU that is blocked has something to look at.
+    fn wake(&self);
 }
 
 /// What else there is to say about a domain.
@@ -112,8 +115,7 @@ pub struct Domain {
     pub config: Config,
     pub layout: Layout,
     pub hypercalls: Table,
-    /// The emergency console (`console_io`).
-    pub console: Box<dyn Console>,
+    pub(crate) host: Box<dyn Host>,
     memory: Arc<GuestMemory>,
     requests: Arc<Requests>,
     paging: Mutex<DirectPaging>,
@@ -139,7 +141,7 @@ impl Domain {
         owned: u64,
         memory: Arc<GuestMemory>,
         requests: Arc<Requests>,
-        console: Box<dyn Console>,
+        host: Box<dyn Host>,
     ) -> Result<Arc<Self>, LayoutError> {
         let shared = layout.shared_info..layout.grants.end;
         let m2p = layout.m2p + (layout.ram.start - layout.m2p_first) * 8;
@@ -157,7 +159,7 @@ impl Domain {
             grants: Mutex::new(grants),
             vcpu_info: AtomicU64::new(shared_info),
             hypercalls: Table::default(),
-            console,
+            host,
             work: AtomicU32::new(0),
             ended: Mutex::new(None),
             config,
@@ -229,9 +231,10 @@ impl Domain {
         self.work.swap(0, Ordering::AcqRel)
     }
 
-    /// Tells the vCPU to look for events.
+    /// Tells the vCPU to look for events; from any thread.
     pub(crate) fn kick(&self) {
         self.requests.post(Requests::INTERRUPT);
+        self.host.wake();
     }
 
     /// Ends the domain; the first reason stays.

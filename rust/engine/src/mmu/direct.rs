@@ -8,7 +8,7 @@ use super::access::{Intent, Place};
 use super::walk::{self, Access, Mapping, PageFault, Paging};
 use crate::fault::{Done, Exception};
 use crate::memory::{PAGE, Word};
-use crate::monitor::{Stored, TableStore};
+use crate::monitor::{Stored, TableStore, Window, WindowTo};
 use crate::state::{Flags, Vcpu};
 
 /// Rounds of a read-modify-write that found its entry changed; somebody else makes headway in each.
@@ -23,7 +23,7 @@ impl Vcpu {
         access: Access,
         system: bool,
     ) -> Done<Place> {
-        if self.monitor.as_ref().is_some_and(|monitor| monitor.owns(linear)) {
+        if self.windows.range.contains(&linear) {
             return self.place_window(linear, paging, access, system);
         }
         match walk::translate(&self.memory, paging, linear, access) {
@@ -40,11 +40,8 @@ impl Vcpu {
 
     /// The part of linear memory that is the monitor's: what it shows there, the guest's kernel may read.
     fn place_window(&mut self, linear: u64, paging: &Paging, access: Access, system: bool) -> Done<Place> {
-        let shown = if access.user || access.write && !system {
-            None
-        } else {
-            self.with_monitor(|monitor, cpu| monitor.window(cpu, linear, system)).flatten()
-        };
+        let shown =
+            if access.user || access.write && !system { None } else { self.shown(linear, paging, system) };
         let Some((gpa, page)) = shown.and_then(|gpa| Some((gpa, self.memory.page(gpa)?))) else {
             let write = if access.write { pf::W } else { 0 };
             let user = if access.user { pf::U } else { 0 };
@@ -64,6 +61,23 @@ impl Vcpu {
             global: false,
         };
         Ok(self.enter(linear, paging, &mapping, false))
+    }
+
+    /// Where what is shown at a linear address lies.
+    fn shown(&self, linear: u64, paging: &Paging, system: bool) -> Option<u64> {
+        let of =
+            |window: &&Window| window.system == system && linear.wrapping_sub(window.linear) < window.bytes;
+        let window = self.windows.shown.iter().find(of)?;
+        let offset = linear - window.linear;
+        match window.to {
+            WindowTo::Physical(gpa) => Some(gpa + offset),
+            WindowTo::Linear { root, linear } => {
+                let paging = Paging { cr3: root, ..*paging };
+                walk::walk(&self.memory, &paging, linear.wrapping_add(offset), |_| {})
+                    .ok()
+                    .map(|found| found.gpa)
+            }
+        }
     }
 
     /// The address of a page table that a store has met, if the monitor makes such stores.

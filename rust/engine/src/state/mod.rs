@@ -21,7 +21,7 @@ use crate::hooks::{HookEvent, HookId, HookKind, Hooks};
 use crate::memory::GuestMemory;
 use crate::mmu::shadow::Shadow as ShadowTables;
 use crate::mmu::tlb::Tlb;
-use crate::monitor::Monitor;
+use crate::monitor::{Monitor, Windows};
 use crate::platform::Platform;
 use crate::vector::VectorState;
 
@@ -132,6 +132,10 @@ pub struct Vcpu {
     pub(crate) mode: Mode,
     /// The second view of the TLB is used: CPL 3, or user mode of a para-virtual guest.
     pub(crate) user_view: bool,
+    /// The guest is para-virtual.
+    pub(crate) para: bool,
+    /// What the monitor of a para-virtual guest shows of itself.
+    pub(crate) windows: Windows,
     /// The guest is para-virtual and runs its kernel.
     pub(crate) kernel_mode: bool,
     /// The other half of a para-virtual guest's processor; lent out (`None`) only while it works.
@@ -228,6 +232,8 @@ impl Vcpu {
             count: 0,
             mode: Mode { bits: Bits::B16, long: false, flat: false, short_code: true, rip_mask: 0xffff },
             user_view: false,
+            para: false,
+            windows: Windows::default(),
             kernel_mode: false,
             monitor: None,
             tlb: Tlb::default(),

@@ -191,6 +191,9 @@ impl PvCpu {
         domain.paging().set_kernel_root(&mut CpuTlb(cpu), 0, mfn)?;
         self.kernel_root = mfn.0 << 12;
         cpu.cr3 = self.kernel_root;
+        if self.ldt.1 > 0 {
+            self.show_windows(cpu);
+        }
         Ok(())
     }
 }

@@ -24,7 +24,7 @@ use trapgate_x86::regs::{cr0, cr4, dr6, dr7, efer, rflags};
 use crate::domain::Domain;
 use crate::hypercall;
 use crate::paging::{Mfn, TlbControl};
-use crate::public::{FLAT_CS64, FLAT_SS, GDT_WINDOW, HYPERVISOR_END, HYPERVISOR_START, Shutdown, shared};
+use crate::public::{FLAT_CS64, FLAT_SS, GDT_WINDOW, Shutdown, shared};
 
 pub use cpuid::model;
 
@@ -228,20 +228,6 @@ impl Monitor for PvCpu {
         self.deliver_pending(cpu)
     }
 
-    fn window(&mut self, cpu: &mut Vcpu, linear: u64, system: bool) -> Option<u64> {
-        if system {
-            return self.descriptor_window(cpu, linear);
-        }
-        let layout = &self.domain.layout;
-        let first = HYPERVISOR_START + layout.m2p_first * 8;
-        let offset = linear.checked_sub(first)?;
-        (offset < layout.m2p_bytes).then(|| layout.m2p + offset)
-    }
-
-    fn owns(&self, linear: u64) -> bool {
-        (HYPERVISOR_START..HYPERVISOR_END).contains(&linear)
-    }
-
     fn traps(&self, gpa: u64) -> bool {
         self.assist & assist::WRITABLE_PAGETABLES != 0 && self.domain.paging().is_live_l1(Mfn(gpa >> 12))
     }
@@ -255,6 +241,10 @@ impl Monitor for PvCpu {
             Ok(false) => Stored::Changed,
             Err(_) => Stored::Refused,
         }
+    }
+
+    fn hypercall(&mut self, cpu: &mut Vcpu, number: u32, args: [u64; 5]) -> Result<Option<u64>, Exit> {
+        hypercall::make(self, cpu, number, args)
     }
 
     fn cpuid(&self, cpu: &Vcpu, leaf: u32, subleaf: u32) -> Cpuid {

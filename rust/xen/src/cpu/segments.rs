@@ -1,16 +1,17 @@
 //! Segments of a para-virtual guest: its GDT with the hypervisor's part, its LDT, and the bases that it may set.
 
-use trapgate_engine::mmu::walk;
+use trapgate_engine::monitor::{Window, WindowTo, Windows};
 use trapgate_engine::state::Vcpu;
 use trapgate_x86::insn::Seg;
 
 use super::{CpuTlb, PvCpu};
 use crate::errno::Errno;
-use crate::paging::{Mfn, sanitise_descriptor};
+use crate::paging::Mfn;
 use crate::public::{FIRST_RESERVED_GDT_ENTRY, GDT_WINDOW, HYPERVISOR_END, HYPERVISOR_START, LDT_WINDOW};
 
 /// Entries in a page of descriptors.
 const ENTRIES_IN_PAGE: usize = 512;
+const PAGE: u64 = 4096;
 
 /// Whether bits 63 to 47 are all equal.
 pub(crate) fn canonical(address: u64) -> bool {
@@ -18,39 +19,36 @@ pub(crate) fn canonical(address: u64) -> bool {
 }
 
 impl PvCpu {
-    /// Where the processor finds a descriptor.
-    pub(super) fn descriptor_window(&mut self, cpu: &mut Vcpu, linear: u64) -> Option<u64> {
-        if let Some(offset) = linear.checked_sub(LDT_WINDOW) {
-            return self.ldt_entry(cpu, offset);
-        }
-        let offset = linear.checked_sub(GDT_WINDOW)?;
-        let page = (offset / 4096) as usize;
-        let reserved = FIRST_RESERVED_GDT_ENTRY / ENTRIES_IN_PAGE;
-        let frame = if page >= reserved {
-            (page == reserved).then_some(self.domain.layout.descriptors)
-        } else {
-            self.domain.paging().gdt(0).get(page).map(|mfn| mfn.0 << 12)
+    /// Shows the guest's kernel M2P, and the processor the descriptor tables: the frames of the GDT with the page of
+    /// reserved descriptors behind them, and the LDT, which lies in the kernel's memory.
+    pub fn show_windows(&self, cpu: &mut Vcpu) {
+        let layout = &self.domain.layout;
+        let mut shown = vec![Window {
+            linear: HYPERVISOR_START + layout.m2p_first * 8,
+            bytes: layout.m2p_bytes,
+            to: WindowTo::Physical(layout.m2p),
+            system: false,
+        }];
+        let mut page = |index: usize, gpa: u64| {
+            let linear = GDT_WINDOW + index as u64 * PAGE;
+            shown.push(Window { linear, bytes: PAGE, to: WindowTo::Physical(gpa), system: true });
         };
-        frame.map(|start| start + offset % 4096)
-    }
-
-    /// An entry of the LDT lies in the kernel's memory; only what a GDT might hold is shown.
-    fn ldt_entry(&mut self, cpu: &mut Vcpu, offset: u64) -> Option<u64> {
-        if offset / 8 >= u64::from(self.ldt.1) {
-            return None;
+        self.domain.paging().gdt(0).iter().enumerate().for_each(|(index, mfn)| page(index, mfn.maddr()));
+        page(FIRST_RESERVED_GDT_ENTRY / ENTRIES_IN_PAGE, layout.descriptors);
+        if self.ldt.1 > 0 {
+            let to = WindowTo::Linear { root: self.kernel_root, linear: self.ldt.0 };
+            let bytes = u64::from(self.ldt.1) * 8;
+            shown.push(Window { linear: LDT_WINDOW, bytes, to, system: true });
         }
-        let paging = walk::Paging { cr3: self.kernel_root, ..cpu.paging() };
-        let memory = self.domain.memory();
-        let mapping = walk::walk(memory, &paging, self.ldt.0.wrapping_add(offset), |_| {}).ok()?;
-        let page = memory.page(mapping.gpa)?;
-        let entry = memory.load::<u64>(page.offset + mapping.gpa % 4096 / 8 * 8);
-        sanitise_descriptor(entry).map(|_| mapping.gpa)
+        *cpu.windows_mut() = Windows { range: HYPERVISOR_START..HYPERVISOR_END, shown };
     }
 
     /// HYPERVISOR_set_gdt.
     pub(crate) fn set_gdt(&mut self, cpu: &mut Vcpu, frames: &[Mfn]) -> Result<(), Errno> {
         let domain = std::sync::Arc::clone(&self.domain);
-        domain.paging().set_gdt(&mut CpuTlb(cpu), 0, frames)
+        domain.paging().set_gdt(&mut CpuTlb(cpu), 0, frames)?;
+        self.show_windows(cpu);
+        Ok(())
     }
 
     /// MMUEXT_SET_LDT.
@@ -64,6 +62,7 @@ impl PvCpu {
         }
         self.ldt = (base, entries as u32);
         self.load_ldtr(cpu);
+        self.show_windows(cpu);
         Ok(())
     }
 

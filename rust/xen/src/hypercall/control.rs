@@ -169,7 +169,7 @@ pub(super) fn console_io(
         0 => {
             let mut bytes = vec![0; count.min(MOST_CONSOLE) as usize];
             cpu.copy_in(buffer, &mut bytes).map_err(|_| Errno::Fault)?;
-            pv.domain.console.put(&bytes);
+            pv.domain.host.emergency_output(&bytes);
             Ok(0)
         }
         1 => Ok(0),

@@ -26,6 +26,8 @@ pub use table::{Disposition, Name, Row, Table};
 
 /// Length of SYSCALL.
 const SYSCALL_LENGTH: u64 = 2;
+/// Parts of a call that are made at one time for a handler outside.
+const MOST_ROUNDS: u32 = 1024;
 
 /// The arguments of a call, as in the registers.
 pub type Args = [u64; 5];
@@ -142,6 +144,24 @@ fn native(pv: &mut PvCpu, cpu: &mut Vcpu, name: Name, args: Args) -> Result<Done
             Done::Value(Errno::NoSys.code())
         }
     })
+}
+
+/// Makes a call by the handler of ours, to its end, whatever its row says; `None`: it has set the registers (iret).
+pub(crate) fn make(pv: &mut PvCpu, cpu: &mut Vcpu, number: u32, args: Args) -> Result<Option<u64>, Exit> {
+    let domain = std::sync::Arc::clone(&pv.domain);
+    let Some(row) = domain.hypercalls.row(u64::from(number)) else { return Ok(Some(Errno::NoSys.code())) };
+    let mut args = args;
+    // Each round does a part of what is left; a guest that asks for more than these has asked for too much.
+    for _ in 0..MOST_ROUNDS {
+        match native(pv, cpu, row.name, args)? {
+            Done::Value(value) => return Ok(Some(value)),
+            Done::Registers => return Ok(None),
+            Done::Again(left) => args = left,
+            // A part of a multicall that is handled outside cannot be waited for here.
+            Done::Outside => return Ok(Some(Errno::Again.code())),
+        }
+    }
+    Ok(Some(Errno::TooBig.code()))
 }
 
 /// Puts the result of a call whose handler was outside where it belongs, and delivers what waited for it. An error is a place

@@ -197,14 +197,14 @@ impl Frames<'_> {
                     None => root,
                     Some((up, start)) => start + (table_address >> up) - (address >> up),
                 };
-                self.word(parent, index * 8, self.mfn(below + n) * PAGE | TABLE)?;
+                self.word(parent, index * 8, (self.mfn(below + n) * PAGE) | TABLE)?;
             }
         }
         for n in 0..count {
             let at = address + n * PAGE;
             let table = starts[2] + (at >> 21) - (address >> 21);
             let pfn = first + n;
-            self.word(table, (at >> 12 & (ENTRIES - 1)) * 8, self.mfn(pfn) * PAGE | entry(pfn))?;
+            self.word(table, (at >> 12 & (ENTRIES - 1)) * 8, (self.mfn(pfn) * PAGE) | entry(pfn))?;
         }
         Ok(())
     }
