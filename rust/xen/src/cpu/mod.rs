@@ -8,6 +8,7 @@ mod cpuid;
 mod emulate;
 mod iret;
 mod msr;
+mod record;
 mod segments;
 
 use std::sync::Arc;
@@ -241,6 +242,10 @@ impl Monitor for PvCpu {
             Ok(false) => Stored::Changed,
             Err(_) => Stored::Refused,
         }
+    }
+
+    fn save(&self) -> Vec<u8> {
+        self.record()
     }
 
     fn hypercall(&mut self, cpu: &mut Vcpu, number: u32, args: [u64; 5]) -> Result<Option<u64>, Exit> {
