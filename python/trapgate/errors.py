@@ -6,6 +6,8 @@ to itself is an exit (see `trapgate.exits`), not an exception.
 
 from __future__ import annotations
 
+import errno
+
 __all__ = [
     "ConfigError",
     "ExpectTimeout",
@@ -16,6 +18,7 @@ __all__ = [
     "InternalError",
     "MemoryAccessError",
     "StateError",
+    "StoreError",
     "TrapgateError",
 ]
 
@@ -30,6 +33,16 @@ class ConfigError(TrapgateError, ValueError):
 
 class StateError(TrapgateError, RuntimeError):
     """The call does not fit the machine's state, such as running one that is closed."""
+
+
+class StoreError(TrapgateError, OSError):
+    """XenStore refuses a request; `code` is Xen's name for the reason, such as "ENOENT", and `errno` its number."""
+
+    def __init__(self, message: str, code: str = "EINVAL") -> None:
+        super().__init__(message)
+        #: The name that a guest gets in an ERROR reply.
+        self.code = code
+        self.errno = getattr(errno, code)
 
 
 class MemoryAccessError(TrapgateError, LookupError):
