@@ -20,8 +20,6 @@ mod entry;
 mod frame;
 mod holds;
 mod roots;
-#[cfg(test)]
-mod tests;
 mod types;
 mod update;
 
