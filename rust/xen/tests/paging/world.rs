@@ -228,12 +228,13 @@ impl World {
                 (_, Some(Use::Descriptors)) => false,
                 (_, None | Some(Use::Written)) => true,
             };
-        let plain = !matches!(self.use_of(mfn), Some(Use::Table(_)));
+        let old = if self.ledger.owns(mfn) { self.get(mfn, maddr % 4096 / 8) } else { 0 };
+        let kept = matches!((ptr & 7, self.use_of(mfn)), (2, Some(Use::Table(_))));
         let result = self.paging.mmu_update(&mut self.tlb, ptr, val);
-        if result.is_ok() && ptr & 7 != 1 {
-            let now = self.get(mfn, maddr % 4096 / 8);
-            let kept = if ptr & 7 == 2 && !plain { 0x60 } else { 0 };
-            assert_eq!(now | kept, val | kept, "the entry is not what was asked for");
+        if self.ledger.owns(mfn) {
+            let stored = val | if kept { old & 0x60 } else { 0 };
+            let want = if result.is_ok() && ptr & 7 != 1 { stored } else { old };
+            assert_eq!(self.get(mfn, maddr % 4096 / 8), want, "the entry is not what was asked for");
         }
         self.done(fits, result, |l| {
             if ptr & 7 == 1 && l.ram.contains(&mfn) {

@@ -155,9 +155,18 @@ fn slots_256_to_271_of_an_l4_are_not_followed_and_not_written() {
     }
     assert_eq!(world.mmu_update(at(A, 255), pte(FOREIGN, RW)), Err(Errno::Inval));
     world.mmu_update(at(A, 272), pte(L3, TABLE)).unwrap();
+    // Nor does the monitor follow them, even to tables that are in use.
+    world.make_read_only(&[B]);
+    world.mmu_update(at(B, 256), pte(L3, TABLE)).unwrap();
+    world.mmu_update(at(B, 511), pte(L3, TABLE)).unwrap();
+    world.set_kernel_root(0, B).unwrap();
+    let by_256 = 0xffff_8000_0000_0000 | (va(C) & ((1 << 39) - 1));
+    assert_eq!(world.update_va_mapping(0, by_256, pte(C, RO)), Err(Errno::Inval));
+    assert!(!world.guest_load((0, false), by_256));
+    world.update_va_mapping(0, va(C), pte(C, RO)).unwrap();
     world.unpin(A).unwrap();
     // In the tables of the other levels these slots are like any other.
-    world.mmu_update(at(L1, 260), pte(B, RW)).unwrap();
+    world.mmu_update(at(L1, 260), pte(D, RW)).unwrap();
 }
 
 #[test]
