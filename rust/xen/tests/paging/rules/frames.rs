@@ -28,10 +28,12 @@ fn set_gdt_types_and_sanitises_whole_frames_or_nothing() {
     let mut world = World::started();
     let kernel_code = 0x00af_9b00_0000_ffff;
     world.mmu_update(at(A, 2), kernel_code).unwrap();
+    world.mmu_update(at(B, 1), kernel_code).unwrap();
     world.mmu_update(at(B, 511), 0x0000_8900_0000_0000).unwrap();
     assert_eq!(world.set_gdt(0, &[A]), Err(Errno::Inval), "mapped writable");
     world.make_read_only(&[A, B]);
     assert_eq!(world.set_gdt(0, &[A, B]), Err(Errno::Inval), "a task segment behind the entries in use");
+    assert_eq!(world.get(B, 1), kernel_code, "not changed in part");
     assert_eq!((world.type_of(A).1, world.paging.gdt(0).len()), (0, 0));
     assert_eq!(world.set_gdt(0, &[A; 15]), Err(Errno::Inval));
     world.set_gdt(0, &[A; 14]).unwrap();
