@@ -20,8 +20,6 @@ mod entry;
 mod frame;
 mod holds;
 mod roots;
-#[cfg(test)]
-mod tests;
 mod types;
 mod update;
 
@@ -49,7 +47,8 @@ pub trait TlbControl {
     fn flush_all(&mut self);
     /// Drop one linear page.
     fn flush_page(&mut self, va: u64);
-    /// No vCPU may keep a writable translation of this host page (offset as [`GuestMemory::page`] gives it).
+    /// Once this returns no vCPU has a writable translation of this host page (offset as [`GuestMemory::page`] gives it),
+    /// nor a store by one under way.
     fn protect(&mut self, host: u64);
 }
 
