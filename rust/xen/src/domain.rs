@@ -265,14 +265,21 @@ pub struct Record {
 impl Domain {
     /// What the guest may notice of the domain and is not in its memory.
     pub fn save(&self) -> Record {
+        // One lock after the other, none inside another.
+        let ports = self.events().open_ports();
+        let grant_frames = self.grants().size().0;
+        let frames = {
+            let paging = self.paging();
+            [paging.owned_frames(), paging.maximum()]
+        };
         let timers = self.timers();
         Record {
             timers: [timers.single_shot, timers.legacy, timers.poll],
             period: [timers.period, timers.next_period],
             vcpu_info: self.vcpu_info(),
-            ports: self.events().open_ports(),
-            frames: [self.paging().owned_frames(), self.paging().maximum()],
-            grant_frames: self.grants().size().0,
+            ports,
+            frames,
+            grant_frames,
         }
     }
 }
