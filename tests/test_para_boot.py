@@ -136,7 +136,18 @@ def test_what_only_a_domain_has_is_refused_elsewhere(debian: Machine) -> None:
 
 def test_the_command_boots_and_reports(tmp_path: Path) -> None:
     report = tmp_path / "report.json"
-    command = [sys.executable, "-m", "trapgate", "boot", "debian-12", "--mode", "para", "--expect", "# ", "--json"]
+    command = [
+        sys.executable,
+        "-m",
+        "trapgate",
+        "boot",
+        "debian-12",
+        "--mode",
+        "para",
+        "--expect",
+        "# ",
+        "--json",
+    ]
     done = subprocess.run([*command, str(report)], capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     found = json.loads(report.read_text())
