@@ -6,8 +6,9 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-import packages
 import pytest
+
+import packages
 from conftest import PROMPT
 from test_para_boot import COMPLAINTS
 from trapgate import VM, Machine, exits
