@@ -194,13 +194,16 @@ struct Session {
 /// Runs translated code from `target` until it leaves.
 pub fn enter(translator: &mut Translator, cpu: &mut Vcpu, thunks: &Thunks, target: u64) {
     let context = translator.context.pointer();
+    let registers = &raw mut cpu.regs as u64;
     let mut session = Session { cpu, translator };
     // SAFETY: `context` is the block that the code addresses off RSP, and the thunk is code for exactly this call. Everything
     // the code reaches it reaches through the context: its own block, and guest RAM by entries of the TLB, which hold only
-    // pages of this machine's memory with the right to the access. `session` outlives the call, and between here and its
-    // return its pointers are the only way to the two values; the helper uses them one call at a time.
+    // pages of this machine's memory with the right to the access. `session` and the vCPU outlive the call, and between here
+    // and its return its pointers are the only way to the two values; the helper uses them one call at a time, and the
+    // thunks read and write the vCPU's first sixteen registers before and after all else.
     unsafe {
         (*context).session = &raw mut session as u64;
+        (*context).registers = registers;
         let enter: extern "C" fn(*mut Context, u64) =
             std::mem::transmute(thunks.enter as usize as *const c_void);
         enter(context, target);

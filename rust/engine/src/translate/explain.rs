@@ -28,7 +28,7 @@ use crate::memory::PAGE;
 /// Where explained units seem to lie.
 const BASE: u64 = 0x1_0000;
 /// Where they leave to.
-const THUNKS: Thunks = Thunks { enter: 0, exit: 0x1000, miss: 0x2000 };
+const THUNKS: Thunks = Thunks { enter: 0, exit: 0x1000, miss: 0x2000, stack: 0x3000, lend: 0x4000 };
 
 /// What the code behind a place in the assembler is for. Numbers are those of instructions in the unit.
 #[derive(Clone, Copy, Debug)]
@@ -332,6 +332,8 @@ fn named(text: String, insn: &Insn, next: u64) -> String {
         let thunk = match next.wrapping_add(insn.imm) {
             to if to == THUNKS.exit => "leave",
             to if to == THUNKS.miss => "miss",
+            to if to == THUNKS.stack => "stack",
+            to if to == THUNKS.lend => "lend",
             _ => return text,
         };
         return format!("{} {thunk}", insn.op.name());
@@ -374,7 +376,7 @@ fn place_name(disp: i32, indexed: bool) -> Option<String> {
     }
     let places = places!(
         budget minus_stack stack_delta vector fs_base gs_base exit aligned_mask slot_mask interrupts
-        quiet other_flags arithmetic_mask kernel_gs_base direction control selectors target gpr flags groups
+        quiet other_flags arithmetic_mask kernel_gs_base direction control selectors lent target gpr flags groups
         iterations trips mxcsr host_mxcsr xmm pairs
     );
     let (start, size, name) =

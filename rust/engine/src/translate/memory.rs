@@ -149,7 +149,7 @@ impl Emitter<'_> {
         self.asm.jrcxz(5);
         let jump = self.asm.jmp_later();
         let exit = self.exits.add(Exit::Miss { rip: f.rip, done: f.done, retry, access });
-        self.cold.push(Cold::Miss { jump, exit, stack });
+        self.cold.push(Cold::Miss { jump, exit, stack, retry });
     }
 
     /// Checks a group on the stack whose first byte is `[base + low]`, and leaves the delta in R11. Uses RCX and R10.

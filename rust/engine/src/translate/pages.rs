@@ -101,17 +101,17 @@ impl Translator {
         (slot != self.thunks.exit).then_some(slot)
     }
 
-    /// Lets a jump lead straight to its target from now on.
-    pub(super) fn link(&mut self, cpu: &mut Vcpu, rip: u64, field: u64, guard: Option<u64>) {
+    /// Lets a jump lead straight to its target from now on, and gives the target's entry.
+    pub(super) fn link(&mut self, cpu: &mut Vcpu, rip: u64, field: u64, guard: Option<u64>) -> Option<u64> {
         let flushes = self.stats.flushes;
-        let Some(found) = self.unit_at(cpu, rip, false) else { return };
+        let found = self.unit_at(cpu, rip, false)?;
         if flushes != self.stats.flushes {
             // The jump went with everything else.
-            return;
+            return Some(found.entry);
         }
         if let Some(guard) = guard {
             if found.pair == 0 {
-                return;
+                return Some(found.entry);
             }
             let pairs = super::context::at_offset(std::mem::offset_of!(super::context::Context, pairs)).disp;
             self.cache.write(guard, &(pairs + i32::from(found.pair)).to_le_bytes());
@@ -119,14 +119,7 @@ impl Translator {
             self.set_pair(found.pair, rip & !(PAGE - 1), global);
         }
         self.cache.aim(field, found.entry);
-    }
-
-    /// Lets indirect branches to an address find its unit.
-    pub(super) fn remember_target(&mut self, cpu: &mut Vcpu, rip: u64) {
-        if let Some(found) = self.unit_at(cpu, rip, false) {
-            let global = self.is_global(cpu, rip);
-            self.set_jump(rip, cpu.user_view, global, found.indirect);
-        }
+        Some(found.entry)
     }
 
     fn is_global(&self, cpu: &Vcpu, linear: u64) -> bool {

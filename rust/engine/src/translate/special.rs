@@ -7,7 +7,8 @@ use trapgate_x86::op::Op;
 use super::asm::{Address, Encoding, Escape, R10, R11, RAX, RCX, RDX, Rm, at, indexed};
 use super::context::{Context, Place, at_offset, field, place, saved, slot};
 use super::emit::{Emitter, Fetched, Untranslatable};
-use super::exits::{Access, Cold, Exit};
+use super::exits::{Access, Cold, Exit, Step};
+use super::passage::leaves_vectors;
 use super::plan;
 use super::thunks::{load_flags, save_flags};
 use crate::interp::{Uop, handler};
@@ -117,8 +118,9 @@ impl Emitter<'_> {
     /// The exit by which the interpreter runs an instruction.
     pub(super) fn interpret(&mut self, f: &Fetched<'_>) -> u32 {
         let uop = Uop::new(f.insn, handler(&f.insn), 0, Bits::B64, true);
-        let step = self.exits.add_step(uop, self.page);
-        self.exits.add(Exit::Interpret { rip: f.rip, done: f.done, step })
+        let vectors = !leaves_vectors(f.insn.op);
+        let step = self.exits.add_step(Step { uop, page: self.page, vectors });
+        self.exits.add(Exit::Interpret { rip: f.rip, done: f.done, step, resume: 0 })
     }
 
     /// Lets the interpreter run the instruction if RCX is zero.

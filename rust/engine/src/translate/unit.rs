@@ -140,6 +140,27 @@ pub(super) fn fetch<'a>(source: &Source<'a>) -> Vec<Planned<'a>> {
     list
 }
 
+/// Whether nothing is behind an instruction that completes: it has gone somewhere else.
+fn goes_elsewhere(op: Op) -> bool {
+    use Op::*;
+    matches!(
+        op,
+        Syscall
+            | Sysret
+            | Sysenter
+            | Sysexit
+            | Iret
+            | Int3
+            | Into
+            | Ud0
+            | Ud1
+            | Ud2
+            | JmpFar
+            | CallFar
+            | RetFar
+    )
+}
+
 /// The target of a list's last instruction, a direct branch.
 fn rip_of(list: &[Planned<'_>]) -> u64 {
     list.last().map_or(0, |(f, _)| f.next().wrapping_add(f.insn.imm))
@@ -160,8 +181,12 @@ fn arrivals(asm: &mut Asm, exits: &mut Exits, thunks: &Thunks, rip: u64, vectors
     if vectors {
         let exit = exits.add(Exit::Vectors { rip, entry: 0 });
         asm.store_constant32(field!(exit), exit);
-        asm.jmp(thunks.exit);
-        exits.set(exit, Exit::Vectors { rip, entry: asm.here() });
+        // Five bytes follow this one.
+        let entry = asm.here() + 7 + 5;
+        asm.place_of(R11, entry);
+        asm.jmp(thunks.lend);
+        debug_assert_eq!(entry, asm.here());
+        exits.set(exit, Exit::Vectors { rip, entry });
     }
     asm.bind(good);
     let entry = asm.here();
@@ -256,6 +281,13 @@ impl Flow<'_> {
         self.emitter.asm.note(Note::Interpret(f.done));
         self.emitter.asm.store_constant32(field!(exit), exit);
         self.emitter.asm.jmp(self.thunks.exit);
+        if !goes_elsewhere(f.insn.op) {
+            let resume = self.emitter.asm.here();
+            self.leave_linked(f.next(), None);
+            if let Some(Exit::Interpret { rip, done, step, .. }) = self.emitter.exits.get(exit) {
+                self.emitter.exits.set(exit, Exit::Interpret { rip, done, step, resume });
+            }
+        }
     }
 
     /// Puts the target of an indirect jump into R10.
@@ -404,6 +436,11 @@ impl Flow<'_> {
 
     /// Leaves to a known address; the budget has been seen to.
     fn leave_charged(&mut self, target: u64, used_up: super::asm::Fixup) {
+        self.leave_linked(target, Some(used_up));
+    }
+
+    /// Leaves to a known address by a jump that can lead straight there.
+    fn leave_linked(&mut self, target: u64, used_up: Option<super::asm::Fixup>) {
         let asm = &mut *self.emitter.asm;
         let same_page = target & !0xfff == self.page;
         let (mut guard, mut missing) = (None, None);
@@ -418,14 +455,16 @@ impl Flow<'_> {
         }
         let link = asm.jmp_later();
         let field_at = asm.here() - 4;
-        asm.bind(used_up);
-        if let Some(missing) = missing {
-            asm.bind(missing);
-        }
-        let out = asm.jmp_later();
+        let out = (used_up.is_some() || missing.is_some()).then(|| {
+            for jump in [used_up, missing].into_iter().flatten() {
+                asm.bind(jump);
+            }
+            asm.jmp_later()
+        });
         let exit = self.emitter.exits.add(Exit::Link { rip: target, field: field_at, guard });
-        self.emitter.cold.push(Cold::Leave { jump: link, exit });
-        self.emitter.cold.push(Cold::Leave { jump: out, exit });
+        for jump in [Some(link), out].into_iter().flatten() {
+            self.emitter.cold.push(Cold::Leave { jump, exit });
+        }
     }
 
     /// Leaves to the address in R10, by the table of targets.
@@ -454,12 +493,17 @@ impl Flow<'_> {
                     self.emitter.restore_flags();
                     self.stub(exit, self.thunks.exit);
                 }
-                Cold::Miss { jump, exit, stack } => {
+                Cold::Miss { jump, exit, stack, retry } => {
                     self.emitter.asm.bind(jump);
+                    let mut thunk = self.thunks.miss;
                     if let Some((base, low)) = stack {
                         self.emitter.asm.lea(R10, at(base, low));
+                        if !self.emitter.user {
+                            self.emitter.asm.place_of(R11, retry);
+                            thunk = self.thunks.stack;
+                        }
                     }
-                    self.stub(exit, self.thunks.miss);
+                    self.stub(exit, thunk);
                 }
                 Cold::Broken { jump, target, count, len, in_memory } => {
                     self.emitter.asm.bind(jump);
