@@ -243,10 +243,10 @@ fn run_block(cpu: &mut Vcpu, cache: &Cache, at: u32, most: u64) -> Step {
     run_uops(cpu, &block.uops, block.pages(), most)
 }
 
-/// Runs one instruction that lies in one page at a host offset, for the translator.
+/// Runs one instruction that lies in the given host pages, for the translator.
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-pub(crate) fn run_one(cpu: &mut Vcpu, uop: &Uop, page: u64) -> Step {
-    run_uops(cpu, std::slice::from_ref(uop), [page, NO_PAGE], 1)
+pub(crate) fn run_one(cpu: &mut Vcpu, uop: &Uop, page: u64, second: Option<u64>) -> Step {
+    run_uops(cpu, std::slice::from_ref(uop), [page, second.unwrap_or(NO_PAGE)], 1)
 }
 
 /// Whether [`boundary`] would find nothing to do, for the translator. Attention is then over, as it is after that.

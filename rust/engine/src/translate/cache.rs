@@ -12,7 +12,7 @@ use rustix::mm::{MapFlags, MprotectFlags, ProtFlags, mmap, mmap_anonymous, mprot
 
 use super::Translator;
 use super::context::{BUDGET_BIAS, Context, empty};
-use super::thunks::Thunks;
+use super::thunks::{Helpers, Thunks};
 use crate::state::Vcpu;
 
 /// Room for signal handlers below the context.
@@ -211,9 +211,9 @@ pub fn enter(translator: &mut Translator, cpu: &mut Vcpu, thunks: &Thunks, targe
     }
 }
 
-/// Address of [`refill`], for the thunk.
-pub fn refill_address() -> u64 {
-    refill as *const () as u64
+/// Addresses of the functions below, for the thunks.
+pub fn helpers() -> Helpers {
+    Helpers { refill: refill as *const () as u64, clock: clock as *const () as u64 }
 }
 
 /// Called by translated code for an access whose page it did not find; gives the cache address to go on at.
@@ -224,4 +224,14 @@ extern "C" fn refill(context: *mut Context, linear: u64) -> u64 {
         (&mut *(*session).cpu, &mut *(*session).translator)
     };
     translator.refill(cpu, linear)
+}
+
+/// Called by translated code for the time-stamp counter, behind so many instructions of a unit.
+extern "C" fn clock(context: *mut Context, done: u64) -> u64 {
+    // SAFETY: as in [`refill`].
+    let (cpu, translator) = unsafe {
+        let session = (*context).session as *mut Session;
+        (&mut *(*session).cpu, &mut *(*session).translator)
+    };
+    translator.clock(cpu, done)
 }

@@ -1,5 +1,7 @@
 //! Where translated code leaves: what each exit means, and the stubs behind a unit that say which one was taken.
 
+use trapgate_x86::layout::MAX_LENGTH;
+
 use super::asm::Fixup;
 use crate::interp::Uop;
 
@@ -49,8 +51,21 @@ pub struct Step {
     pub uop: Uop,
     /// The host page that it lies on.
     pub page: u64,
+    /// Where the rest of it lies, if it goes on in the next page.
+    pub second: Option<Second>,
     /// It has to do with the vector registers, or with whether they may be used.
     pub vectors: bool,
+}
+
+/// The second page of an instruction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Second {
+    /// Offset in the host mapping.
+    pub host: u64,
+    /// Code counter of the page when the instruction was last known good.
+    pub state: u32,
+    /// The page's first bytes, of which some are the instruction's.
+    pub bytes: [u8; MAX_LENGTH],
 }
 
 /// All exits of the cache, by number.
@@ -84,6 +99,13 @@ impl Exits {
 
     pub fn step(&self, n: u32) -> Option<&Step> {
         self.steps.get(n as usize)
+    }
+
+    /// The second page of a step was looked at again, and holds what it did.
+    pub fn renew_second(&mut self, n: u32, state: u32) {
+        if let Some(Step { second: Some(second), .. }) = self.steps.get_mut(n as usize) {
+            second.state = state;
+        }
     }
 
     /// Bytes that all of it takes.

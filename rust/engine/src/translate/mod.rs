@@ -1,8 +1,8 @@
 //! The binary translator: guest code is copied into host code with its registers renamed, its memory operands checked and its
 //! transfers of control linked, and runs there. What it has no form for the interpreter runs, one instruction at a time.
 //!
-//! `unit` makes units, `access` and `loops` find out which checks they can do without, `plan` says what becomes of each
-//! instruction; `emit`, `memory`, `special` and `asm` make the code. `context` is what that code works on, `exits` and
+//! `unit` and `flow` make units, `access` and `loops` find out which checks they can do without, `plan` says what becomes of each
+//! instruction; `emit`, `memory`, `special`, `strings`, `modes` and `asm` make the code. `context` is what that code works on, `exits` and
 //! `thunks` how it leaves; `passage` goes into it and sees to what it left for. `pages` knows which code stands where and
 //! whether it is still good, `tlb` keeps the translations that code may use; `cache` holds the code and enters it. `explain`
 //! makes units to be looked at.
@@ -14,18 +14,24 @@ mod context;
 mod emit;
 mod exits;
 pub mod explain;
+mod flow;
 mod loops;
 mod memory;
+mod modes;
+mod names;
 mod pages;
 mod passage;
 mod plan;
 mod special;
+mod strings;
 mod thunks;
 mod tlb;
 mod unit;
+mod vectors;
 
 use self::asm::Asm;
 use self::cache::{CodeCache, ContextBox};
+use self::context::BUDGET_BIAS;
 use self::exits::{Exit, Exits};
 use self::pages::Pages;
 use self::thunks::Thunks;
@@ -97,7 +103,7 @@ impl Translator {
             stats: TranslatorStats::default(),
         };
         translator.asm.start(translator.cache.next());
-        translator.thunks = thunks::emit(&mut translator.asm, cache::refill_address());
+        translator.thunks = thunks::emit(&mut translator.asm, cache::helpers());
         let code = std::mem::take(&mut translator.asm.code);
         translator.cache.append(&code);
         translator.start = translator.cache.next();
@@ -130,6 +136,7 @@ impl Translator {
     /// Called by translated code for a page that it did not find; gives the cache address to go on at.
     fn refill(&mut self, cpu: &mut Vcpu, linear: u64) -> u64 {
         self.stats.misses += 1;
+        self.take_mode(cpu);
         let exit = self.context.get().exit as u32;
         match self.exits.get(exit) {
             // A walk that has set a flag in a page of code: no unit may run before it was looked at.
@@ -140,6 +147,17 @@ impl Translator {
             }
             _ => self.thunks.exit,
         }
+    }
+
+    /// The time-stamp counter behind `done` instructions of the unit that runs.
+    fn clock(&mut self, cpu: &mut Vcpu, done: u64) -> u64 {
+        let context = self.context.get();
+        let left = context.budget.saturating_sub(BUDGET_BIAS);
+        let before = cpu.count;
+        cpu.count = before.wrapping_add(context.granted - left).wrapping_add(done);
+        let now = cpu.tsc_now();
+        cpu.count = before;
+        now
     }
 
     /// Forgets all code.

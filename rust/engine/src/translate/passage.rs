@@ -9,9 +9,9 @@ use trapgate_x86::op::Op;
 use trapgate_x86::regs::{cr0, cr4, rflags};
 
 use super::context::BUDGET_BIAS;
-use super::exits::Exit;
+use super::exits::{Exit, Step};
 use super::{ASTRAY, Next, Translator, cache};
-use crate::interp::{Step, is_calm, may_translate, run_one};
+use crate::interp::{Step as Ran, is_calm, may_translate, run_one};
 use crate::mmu::access::canonical;
 use crate::state::{Vcpu, flags::ARITHMETIC};
 
@@ -104,6 +104,7 @@ impl Translator {
             std::mem::swap(&mut context.minus_stack, &mut context.other_minus);
             std::mem::swap(&mut context.stack_delta, &mut context.other_delta);
         }
+        self.prepare_calls(cpu);
         let context = self.context.get_mut();
         context.fs_base = cpu.seg[4].base;
         context.gs_base = cpu.seg[5].base;
@@ -122,17 +123,19 @@ impl Translator {
     fn enter(&mut self, cpu: &mut Vcpu, target: u64, left: &mut u64) -> After {
         let context = self.context.get_mut();
         context.flags = pack_flags(cpu.flags.bits());
-        context.budget = BUDGET_BIAS + *left;
+        (context.budget, context.granted) = (BUDGET_BIAS + *left, *left);
         (context.target, context.exit) = (cpu.rip, u64::from(ASTRAY));
         self.stats.entries += 1;
         let thunks = self.thunks;
         cache::enter(self, cpu, &thunks, target);
+        self.take_mode(cpu);
         let context = self.context.get_mut();
         context.vector = 0;
         cpu.flags.set_arithmetic(unpack_flags(context.flags));
         cpu.flags.remove(rflags::IF);
         cpu.flags.insert(if context.interrupts != 0 { rflags::IF } else { 0 });
-        (cpu.seg[5].base, cpu.kernel_gs_base) = (context.gs_base, context.kernel_gs_base);
+        (cpu.seg[4].base, cpu.seg[5].base) = (context.fs_base, context.gs_base);
+        cpu.kernel_gs_base = context.kernel_gs_base;
         // The last unit may have gone beyond zero, by less than a unit: that much room was kept.
         let over = BUDGET_BIAS.saturating_sub(context.budget);
         let now = context.budget.saturating_sub(BUDGET_BIAS);
@@ -190,13 +193,21 @@ impl Translator {
 
     /// Lets the interpreter run an instruction that was decoded for it; `resume` is where the unit goes on behind it.
     fn step(&mut self, cpu: &mut Vcpu, step: u32, resume: u64, left: &mut u64) -> After {
-        if self.exits.step(step).is_none_or(|step| step.vectors) {
+        self.stats.interpreted += 1;
+        let Some(&Step { vectors, second, .. }) = self.exits.step(step) else {
+            return After::Stop(Next::Interpret);
+        };
+        if vectors {
             self.take_vectors(cpu);
         }
-        self.stats.interpreted += 1;
+        // The look for its second page may have set a flag in a page of code.
+        if second.is_some() && !(self.goes_on(cpu, step) && self.is_current(cpu)) {
+            return After::Stop(Next::Interpret);
+        }
         let Some(step) = self.exits.step(step) else { return After::Stop(Next::Interpret) };
         let (before, next) = (cpu.count, cpu.rip.wrapping_add(u64::from(step.uop.next)));
-        if let Step::Exit(exit) = run_one(cpu, &step.uop, step.page) {
+        let second = step.second.map(|second| second.host);
+        if let Ran::Exit(exit) = run_one(cpu, &step.uop, step.page, second) {
             return After::Stop(Next::Exit(exit));
         }
         let done = cpu.count.wrapping_sub(before);

@@ -119,7 +119,7 @@ impl Emitter<'_> {
     pub(super) fn interpret(&mut self, f: &Fetched<'_>) -> u32 {
         let uop = Uop::new(f.insn, handler(&f.insn), 0, Bits::B64, true);
         let vectors = !leaves_vectors(f.insn.op);
-        let step = self.exits.add_step(Step { uop, page: self.page, vectors });
+        let step = self.exits.add_step(Step { uop, page: self.page, second: self.second, vectors });
         self.exits.add(Exit::Interpret { rip: f.rip, done: f.done, step, resume: 0 })
     }
 
@@ -136,6 +136,11 @@ impl Emitter<'_> {
     /// Lets the interpreter run the instruction unless a field is zero.
     pub(super) fn leave_if_set(&mut self, f: &Fetched<'_>, value: Address) {
         self.asm.load(RCX, value);
+        self.leave_unless_zero(f);
+    }
+
+    /// Lets the interpreter run the instruction unless RCX is zero.
+    pub(super) fn leave_unless_zero(&mut self, f: &Fetched<'_>) {
         self.asm.jrcxz(5);
         let jump = self.asm.jmp_later();
         let exit = self.interpret(f);

@@ -26,21 +26,35 @@ pub struct Thunks {
     pub stack: u64,
     /// Jumped to by units that need the vector registers, with the place to go on at in R11.
     pub lend: u64,
+    /// Jumped to by RDTSC, with the instructions of the unit that are complete in R10 and the place to go on at in R11. The
+    /// vector registers are lent no more to the host's.
+    pub clock: u64,
 }
 
-/// `refill` is an `extern "C" fn(*mut Context, linear: u64) -> u64` that gives where to go on.
-pub fn emit(asm: &mut Asm, refill: u64) -> Thunks {
+/// Functions that thunks call.
+#[derive(Clone, Copy, Debug)]
+pub struct Helpers {
+    /// `extern "C" fn(*mut Context, linear: u64) -> u64` that gives where to go on.
+    pub refill: u64,
+    /// `extern "C" fn(*mut Context, done: u64) -> u64` that gives the time-stamp counter.
+    pub clock: u64,
+}
+
+/// Emits all of them.
+pub fn emit(asm: &mut Asm, helpers: Helpers) -> Thunks {
     let enter = asm.here();
     emit_enter(asm);
     let exit = asm.here();
     emit_exit(asm);
     let miss = asm.here();
-    emit_miss(asm, refill);
+    emit_miss(asm, helpers.refill);
     let stack = asm.here();
     emit_stack(asm, miss);
     let lend = asm.here();
     emit_lend(asm, exit);
-    Thunks { enter, exit, miss, stack, lend }
+    let clock = asm.here();
+    emit_clock(asm, helpers.clock);
+    Thunks { enter, exit, miss, stack, lend, clock }
 }
 
 fn push(asm: &mut Asm, reg: u8) {
@@ -188,8 +202,10 @@ fn emit_exit(asm: &mut Asm) {
 /// Registers of the guest that a Rust function may change.
 const CALLER_SAVED: [u8; 6] = [RAX, RDX, RSI, RDI, R8, R9];
 
-fn emit_miss(asm: &mut Asm, refill: u64) {
-    for (guest, host) in pinned().filter(|(_, host)| CALLER_SAVED.contains(host)) {
+/// Calls a Rust function with the context and R10; its result is in RAX. Registers that it may change and flags are put away
+/// before, and vector registers.
+fn call(asm: &mut Asm, function: u64) {
+    for (guest, host) in changed_by_calls() {
         asm.store(saved(guest), host);
     }
     save_flags(asm);
@@ -199,17 +215,43 @@ fn emit_miss(asm: &mut Asm, refill: u64) {
     asm.load(RSP, field!(host_rsp));
     push(asm, RDI);
     push(asm, RDI);
-    asm.constant(RAX, refill);
+    asm.constant(RAX, function);
     asm.bytes(&[0xff, 0xd0]); // call rax
     pop(asm, RCX);
     asm.lea(RSP, at(RCX, -BELOW));
-    asm.mov(R11, RAX);
-    load_vectors(asm);
+}
+
+fn changed_by_calls() -> impl Iterator<Item = (u8, u8)> {
+    pinned().filter(|(_, host)| CALLER_SAVED.contains(host))
+}
+
+/// Brings back what [`call`] has put away, vector registers apart.
+fn after_call(asm: &mut Asm) {
     load_flags(asm);
-    for (guest, host) in pinned().filter(|(_, host)| CALLER_SAVED.contains(host)) {
+    for (guest, host) in changed_by_calls() {
         asm.load(host, saved(guest));
     }
     jump_r11(asm);
+}
+
+fn emit_miss(asm: &mut Asm, refill: u64) {
+    call(asm, refill);
+    asm.mov(R11, RAX);
+    load_vectors(asm);
+    after_call(asm);
+}
+
+fn emit_clock(asm: &mut Asm, clock: u64) {
+    asm.store(field!(target), R11);
+    call(asm, clock);
+    asm.store_constant32(field!(vector), 0);
+    // RAX and RDX are the guest's own.
+    asm.mov32(RCX, RAX);
+    asm.store(saved(RAX), RCX);
+    asm.bytes(&[0x48, 0xc1, 0xe8, 32]); // shr rax, 32
+    asm.store(saved(RDX), RAX);
+    asm.load(R11, field!(target));
+    after_call(asm);
 }
 
 /// The page that is at hand for the supervisor's stack changes places with the one before it, if that is the one wanted.
