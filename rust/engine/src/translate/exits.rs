@@ -1,9 +1,13 @@
 //! Where translated code leaves: what each exit means, and the stubs behind a unit that say which one was taken.
 
+use std::num::NonZeroU32;
+
+use trapgate_x86::insn::{Bits, Insn};
 use trapgate_x86::layout::MAX_LENGTH;
 
 use super::asm::Fixup;
-use crate::interp::Uop;
+use super::passage::leaves_vectors;
+use crate::interp::{Uop, handler};
 
 /// What an exit says about the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,8 +25,9 @@ pub enum Exit {
     /// The instruction at `rip` is the interpreter's, as one of [`Exits::step`]; `done` ones of the unit are complete and not
     /// yet charged. Behind it the unit goes on at the host address `resume`, if there is one.
     Interpret { rip: u64, done: u32, step: u32, resume: u64 },
-    /// A memory access at `rip` did not find its page; the instruction starts again at the host address `retry`.
-    Miss { rip: u64, done: u32, retry: u64, access: Access },
+    /// A memory access at `rip` did not find its page; the instruction starts again at the host address `retry`. Where that
+    /// is of no use it is the interpreter's, as a step that is decoded when it is first needed.
+    Miss { rip: u64, done: u32, retry: u64, access: Access, step: Option<NonZeroU32> },
     /// The unit at `rip` needs the vector registers; nothing of it has run. It is entered again at `entry`.
     Vectors { rip: u64, entry: u64 },
     /// The slot of an address led to another address's unit: nothing has run.
@@ -55,6 +60,13 @@ pub struct Step {
     pub second: Option<Second>,
     /// It has to do with the vector registers, or with whether they may be used.
     pub vectors: bool,
+}
+
+impl Step {
+    pub fn new(insn: Insn, page: u64, second: Option<Second>) -> Step {
+        let uop = Uop::new(insn, handler(&insn), 0, Bits::B64, true);
+        Step { uop, page, second, vectors: !leaves_vectors(insn.op) }
+    }
 }
 
 /// The second page of an instruction.

@@ -60,6 +60,8 @@ pub struct Translator {
     /// Privilege view and page tables' state that the context was last used with.
     user: bool,
     hooks: u32,
+    /// Steps since one completed an instruction.
+    idle: u32,
     options: TranslateOptions,
     /// Counters for the statistics.
     pub stats: TranslatorStats,
@@ -99,6 +101,7 @@ impl Translator {
             nowhere: 1 << 62 | secret & 0x0fff_ffff_ffff_f000,
             user: false,
             hooks: 0,
+            idle: 0,
             options,
             stats: TranslatorStats::default(),
         };

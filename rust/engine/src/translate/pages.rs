@@ -3,7 +3,10 @@
 
 use std::collections::HashMap;
 use std::hash::BuildHasherDefault;
+use std::num::NonZeroU32;
 
+use trapgate_x86::decode::decode;
+use trapgate_x86::insn::Bits;
 use trapgate_x86::layout::MAX_LENGTH;
 
 use super::Translator;
@@ -232,6 +235,25 @@ impl Translator {
             !same
         });
         Some(found)
+    }
+
+    /// Decodes the instruction at RIP, whose access has missed by an exit, as a step of that exit; `None` where it may be
+    /// another by now. Step 0 is never one of these.
+    pub(super) fn decode_miss(&mut self, cpu: &mut Vcpu, exit: u32) -> Option<NonZeroU32> {
+        let Ok(Place::Ram(host) | Place::Rom(host)) = cpu.fetch_place(cpu.rip) else {
+            cpu.fault = None;
+            return None;
+        };
+        let inside = (PAGE - host % PAGE) as usize;
+        let mut bytes = [0; MAX_LENGTH];
+        let bytes = &mut bytes[..inside.min(MAX_LENGTH)];
+        cpu.memory.read_host(host, bytes);
+        let insn = decode(bytes, Bits::B64, &cpu.features()).ok().filter(|_| self.is_current(cpu))?;
+        let step = NonZeroU32::new(self.exits.add_step(Step::new(insn, host & !(PAGE - 1), None)))?;
+        if let Some(Exit::Miss { rip, done, retry, access, .. }) = self.exits.get(exit) {
+            self.exits.set(exit, Exit::Miss { rip, done, retry, access, step: Some(step) });
+        }
+        Some(step)
     }
 
     /// Where an instruction goes on that reaches into the next page; `None` if that is not to be had.

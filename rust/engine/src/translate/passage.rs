@@ -18,6 +18,9 @@ use crate::state::{Vcpu, flags::ARITHMETIC};
 /// More than this are not run at once: requests are looked at in between.
 const MOST_ROOM: u64 = 1 << 20;
 
+/// Steps without a completed instruction until the caller gets to look around.
+const MOST_IDLE: u32 = 8;
+
 /// What follows an exit.
 enum After {
     /// Goes on: at a place in the cache that is known, or with the unit at RIP.
@@ -159,7 +162,7 @@ impl Translator {
                 let alone = if access.group && *left > 0 { self.find_alone(cpu) } else { None };
                 match alone {
                     Some(target) => After::Go(Some(target)),
-                    None => self.leave_to_interpreter(),
+                    None => self.step_of_miss(cpu, exit, left),
                 }
             }
             Some(Exit::Vectors { rip, entry }) => {
@@ -213,7 +216,9 @@ impl Translator {
         let done = cpu.count.wrapping_sub(before);
         *left = left.saturating_sub(done);
         // A handler that faults for ever completes nothing: the caller must get to look around.
-        if done == 0 || *left == 0 || !is_calm(cpu) || !may_translate(cpu) {
+        self.idle = if done == 0 { self.idle + 1 } else { 0 };
+        if self.idle > MOST_IDLE || *left == 0 || !is_calm(cpu) || !may_translate(cpu) {
+            self.idle = 0;
             return After::Stop(Next::Look);
         }
         // Links inside a page hold while nothing has changed that the page is found by.
@@ -225,6 +230,18 @@ impl Translator {
             && self.options.link;
         self.prepare(cpu);
         After::Go(same.then_some(resume))
+    }
+
+    /// Lets the interpreter run an instruction whose access is not for translated code: it faults, or reaches a device, or
+    /// two pages, or a page that somebody watches.
+    fn step_of_miss(&mut self, cpu: &mut Vcpu, exit: u32, left: &mut u64) -> After {
+        let Some(Exit::Miss { step, .. }) = self.exits.get(exit) else { return self.leave_to_interpreter() };
+        // The first step is never that of a miss: it stands for none.
+        let step = step.or_else(|| self.decode_miss(cpu, exit));
+        match step {
+            Some(step) => self.step(cpu, step.get(), 0, left),
+            None => self.leave_to_interpreter(),
+        }
     }
 
     /// An indirect branch has computed its target.

@@ -1,17 +1,15 @@
 //! Instructions that have a form of their own: LEA, the stack, targets of indirect branches, division, bit strings, and what of
 //! the system can be done in place.
 
-use trapgate_x86::insn::{Bits, Operand, Prefixes, RIP};
+use trapgate_x86::insn::{Operand, Prefixes, RIP};
 use trapgate_x86::op::Op;
 
 use super::asm::{Address, Encoding, Escape, R10, R11, RAX, RCX, RDX, Rm, at, indexed};
 use super::context::{Context, Place, at_offset, field, place, saved, slot};
 use super::emit::{Emitter, Fetched, Untranslatable};
 use super::exits::{Access, Cold, Exit, Step};
-use super::passage::leaves_vectors;
 use super::plan;
 use super::thunks::{load_flags, save_flags};
-use crate::interp::{Uop, handler};
 
 impl Emitter<'_> {
     pub(super) fn lea(&mut self, f: &Fetched<'_>) {
@@ -117,9 +115,7 @@ impl Emitter<'_> {
 
     /// The exit by which the interpreter runs an instruction.
     pub(super) fn interpret(&mut self, f: &Fetched<'_>) -> u32 {
-        let uop = Uop::new(f.insn, handler(&f.insn), 0, Bits::B64, true);
-        let vectors = !leaves_vectors(f.insn.op);
-        let step = self.exits.add_step(Step { uop, page: self.page, second: self.second, vectors });
+        let step = self.exits.add_step(Step::new(f.insn, self.page, self.second));
         self.exits.add(Exit::Interpret { rip: f.rip, done: f.done, step, resume: 0 })
     }
 
