@@ -7,6 +7,8 @@ pub mod cpu;
 pub mod domain;
 pub mod errno;
 pub mod event;
+#[cfg(test)]
+mod fake;
 pub mod grant;
 pub mod hypercall;
 pub mod paging;
