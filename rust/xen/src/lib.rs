@@ -3,6 +3,7 @@
 //! Names are those of Xen's public headers. Knows no board, no loader and no Python.
 #![deny(unsafe_code)]
 
+pub mod backend;
 pub mod cpu;
 pub mod domain;
 pub mod errno;
