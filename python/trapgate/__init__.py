@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from trapgate import images as images
     from trapgate._core import __version__ as __version__
     from trapgate._core import build_info as build_info
+    from trapgate.config import Disk as Disk
     from trapgate.config import Machine as Machine
     from trapgate.instructions import Instruction as Instruction
     from trapgate.instructions import decode as decode
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "VM",
+    "Disk",
     "Instruction",
     "Machine",
     "__version__",
@@ -42,6 +44,7 @@ __all__ = [
 _HOME = {
     "VM": "trapgate.vm",
     "Instruction": "trapgate.instructions",
+    "Disk": "trapgate.config",
     "Machine": "trapgate.config",
     "__version__": "trapgate._core",
     "build_info": "trapgate._core",

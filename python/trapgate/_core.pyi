@@ -3,6 +3,7 @@
 Everything here is thin; `trapgate.vm` and its neighbours give it names, checks and documentation.
 """
 
+import os
 from typing import Any, Final, TypeAlias, final
 
 from typing_extensions import Buffer as AnyBuffer
@@ -10,6 +11,7 @@ from typing_extensions import Buffer as AnyBuffer
 __all__ = [
     "Buffer",
     "Core",
+    "Disk",
     "Domain",
     "__version__",
     "build_info",
@@ -164,6 +166,15 @@ class Core:
         """Raise or lower an interrupt line of the ISA bus; from any thread."""
 
 @final
+class Disk:
+    """A disk image that is open, by one guest alone if it is written to."""
+
+    def __new__(cls, path: str | os.PathLike[str], read_only: bool) -> Disk: ...
+    @property
+    def size(self) -> int:
+        """Bytes that the disk holds."""
+
+@final
 class Domain:
     """A para-virtual domain; everything may be called by any thread."""
 
@@ -189,6 +200,15 @@ class Domain:
 
     def poke(self) -> None:
         """Bring the vCPU back to where doorbells are served."""
+
+    def connect_block(self, port: int, ring: int, disk: Disk) -> None:
+        """Connect a disk to the guest's ring and port."""
+
+    def disconnect(self, port: int) -> None:
+        """Take the back-end of a port away, which has let go of the guest's pages then; none there is fine."""
+
+    def fault(self, port: int) -> str | None:
+        """Say why the back-end of a port failed, if it has."""
 
     def hypercalls(self) -> list[tuple[int, str, str, int, int, int]]:
         """List number, name, what becomes of it, error number, calls and nanoseconds of each call."""

@@ -17,6 +17,7 @@ from trapgate.errors import ConfigError
 __all__ = [
     "Clock",
     "CpuModel",
+    "Disk",
     "Engine",
     "Machine",
     "Mode",
@@ -64,6 +65,27 @@ def format_size(size: int) -> str:
     return f"{size} bytes"
 
 
+@dataclasses.dataclass(frozen=True)
+class Disk:
+    """A disk of a para-virtual guest, kept in a raw image: a file, or a device of the host, of whole sectors.
+
+    While a machine writes to a file nobody else can use it; those that only read may share it.
+    """
+
+    path: str | os.PathLike[str]
+    #: What the guest calls it: xvda, xvdb and so on.
+    name: str = "xvda"
+    read_only: bool = False
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.path, (str, os.PathLike)) or not os.fspath(self.path):
+            raise ConfigError(f"the disk is {self.path!r}; it must be a file name")
+        if not isinstance(self.name, str) or not re.fullmatch(r"xvd[a-z]{1,2}", self.name):
+            raise ConfigError(f"the disk's name is {self.name!r}; it must be xvda, xvdb and so on")
+        if not isinstance(self.read_only, bool):
+            raise ConfigError(f"read_only is {self.read_only!r}; it must be true or false")
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Machine:
     """A PC and what it starts.
@@ -94,6 +116,8 @@ class Machine:
     debug_console: bool = False
     #: A write to port F4h ends the machine, with (value << 1) | 1 as its status.
     debug_exit: bool = False
+    #: Disks of a para-virtual guest.
+    disks: tuple[Disk, ...] = ()
 
     def __post_init__(self) -> None:
         for name, choices in _CHOICES.items():
@@ -117,10 +141,25 @@ class Machine:
             _check_memory(self.maximum_memory_bytes, self.maximum_memory)
             if self.maximum_memory_bytes < self.memory_bytes:
                 raise ConfigError("maximum_memory is less than memory")
+        self._check_devices()
         if self.mode == "para":
             for name in ("debug_console", "debug_exit"):
                 if getattr(self, name):
                     raise ConfigError(f"a para-virtual guest has no {name}: it has no ports")
+
+    def _check_devices(self) -> None:
+        # A list is fine to give; what is kept does not change.
+        object.__setattr__(self, "disks", tuple(self.disks))
+        if not all(isinstance(disk, Disk) for disk in self.disks):
+            raise ConfigError("disks must be trapgate.Disk objects")
+        if self.disks and self.mode != "para":
+            raise ConfigError(
+                f"disks are not in mode {self.mode!r} in this version of trapgate; only para-virtual guests"
+                " have them: use mode 'para'"
+            )
+        names = [disk.name for disk in self.disks]
+        if repeated := sorted({name for name in names if names.count(name) > 1}):
+            raise ConfigError(f"two disks have the name {repeated[0]}")
 
     @property
     def memory_bytes(self) -> int:
@@ -151,7 +190,7 @@ class Machine:
             raise ConfigError(f"a machine has no {unknown[0]!r}; it has: {', '.join(sorted(known))}")
         if "kernel" not in values:
             raise ConfigError("a machine needs a kernel")
-        return cls(**values)
+        return cls(**{**values, "disks": tuple(map(_disk, values.get("disks", ())))})
 
     @classmethod
     def from_toml(cls, path: str | os.PathLike[str]) -> Self:
@@ -168,7 +207,10 @@ class Machine:
         files = {
             name: folder / values[name] for name in ("kernel", "initrd") if isinstance(values.get(name), str)
         }
-        return cls.from_dict({**values, **files})
+        disks = [
+            dataclasses.replace(disk, path=folder / disk.path) for disk in map(_disk, values.get("disks", ()))
+        ]
+        return cls.from_dict({**values, **files, "disks": disks})
 
     def replace(self, **changes: Any) -> Self:
         """Give a copy in which some fields differ."""
@@ -185,6 +227,18 @@ _CHOICES: dict[str, tuple[str, ...]] = {
 
 # Names that are reserved for what this version does not have, and what to use instead.
 _ABSENT = {("mode", "hardware"): "full"}
+
+
+def _disk(value: object) -> Disk:
+    """Give the disk that a mapping describes."""
+    if isinstance(value, Disk):
+        return value
+    if not isinstance(value, Mapping) or "path" not in value:
+        raise ConfigError(f"a disk is {value!r}; it needs at least a path")
+    known = {field.name for field in dataclasses.fields(Disk)}
+    if unknown := sorted(set(value) - known):
+        raise ConfigError(f"a disk has no {unknown[0]!r}; it has: {', '.join(sorted(known))}")
+    return Disk(**value)
 
 
 def _check_source(name: str, value: object, *, optional: bool) -> None:

@@ -6,9 +6,11 @@ use std::sync::Arc;
 use pyo3::prelude::*;
 use trapgate_machine::Signal;
 use trapgate_machine::board::XenPvBoard;
+use trapgate_xen::backend::block::Block;
 use trapgate_xen::hypercall::Disposition;
 use trapgate_xen::public::Shutdown;
 
+use crate::backend::Disk;
 use crate::errors;
 
 /// A domain.
@@ -71,6 +73,28 @@ impl Domain {
     fn poke(&self) {
         self.board.ring_outside();
         self.signal.poke();
+    }
+
+    /// Connect a disk to the guest's ring and port.
+    fn connect_block(&self, py: Python<'_>, port: u32, ring: u32, disk: &Disk) -> PyResult<()> {
+        let storage = disk.storage();
+        let board = &self.board;
+        let connected = py.detach(|| {
+            board
+                .backends
+                .connect(&board.domain, port, |domain| Ok(Box::new(Block::connect(domain, ring, storage)?)))
+        });
+        connected.map_err(errors::state)
+    }
+
+    /// Take the back-end of a port away, which has let go of the guest's pages then; none there is fine.
+    fn disconnect(&self, py: Python<'_>, port: u32) {
+        py.detach(|| self.board.backends.disconnect(&self.board.domain, port));
+    }
+
+    /// Say why the back-end of a port failed, if it has.
+    fn fault(&self, port: u32) -> Option<String> {
+        self.board.backends.fault(port).map(|fault| fault.to_string())
     }
 
     /// List the hypercall table.
