@@ -133,5 +133,7 @@ def initramfs(busybox: bytes, kernel_modules: Mapping[str, bytes]) -> bytes:
     root.file("/etc/passwd", "root:x:0:0:root:/root:/bin/sh\n")
     root.file("/etc/group", "root:x:0:\ntty:x:5:\n")
     root.file("/etc/os-release", _OS_RELEASE)
+    # What `mount` tries that the kernel has not loaded yet.
+    root.file("/etc/filesystems", "ext4\n")
     modules.add(root, kernel_modules)
     return root.to_bytes()
