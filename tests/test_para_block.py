@@ -31,7 +31,7 @@ def guest(debian: Machine, tmp_path_factory: pytest.TempPathFactory) -> Machine:
         add(
             root,
             package,
-            lambda name: name in _TOOLS or ".so" in name and name.startswith(("/lib", "/usr/lib")),
+            lambda name: name in _TOOLS or (".so" in name and name.startswith(("/lib", "/usr/lib"))),
         )
     root.symlink("/sbin/mkfs.ext4", "mke2fs")
     return with_files(debian, root).replace(mode="para", append="console=hvc0")
@@ -139,7 +139,10 @@ def test_discarded_blocks_are_given_back(booted: VM) -> None:
 def test_a_read_only_disk_is_read_only(booted: VM) -> None:
     console = booted.console
     assert console.command("cat /sys/block/xvdb/ro /sys/block/xvdb/size", PROMPT) == "1\n64\n"
-    assert "5" in console.command("dd if=/dev/xvdb bs=512 skip=53 count=1 2>/dev/null | head -c1", PROMPT)
+    assert (
+        console.command("dd if=/dev/xvdb bs=512 skip=53 count=1 2>/dev/null | head -c1; echo", PROMPT)
+        == "5\n"
+    )
     before = Path(booted.config.disks[1].path).read_bytes()
     console.command("dd if=/dev/zero of=/dev/xvdb bs=512 count=1 conv=fsync", PROMPT)
     assert Path(booted.config.disks[1].path).read_bytes() == before
@@ -150,7 +153,7 @@ def test_disks_come_and_go(booted: VM, tmp_path: Path) -> None:
     late = Disk(_image(tmp_path / "late", _MIB), "xvdc")
     for _ in range(2):
         booted.attach_disk(late)
-        with pytest.raises(ConfigError, match="in use|already"):
+        with pytest.raises(ConfigError, match="in use by another"):
             booted.attach_disk(late)
         answer = console.command(
             "until [ -b /dev/xvdc ]; do sleep 0.1; done; cat /sys/block/xvdc/size", PROMPT, timeout=20
