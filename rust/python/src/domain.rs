@@ -7,10 +7,11 @@ use pyo3::prelude::*;
 use trapgate_machine::Signal;
 use trapgate_machine::board::XenPvBoard;
 use trapgate_xen::backend::block::Block;
+use trapgate_xen::backend::net::Net;
 use trapgate_xen::hypercall::Disposition;
 use trapgate_xen::public::Shutdown;
 
-use crate::backend::Disk;
+use crate::backend::{Disk, Plug};
 use crate::errors;
 
 /// A domain.
@@ -83,6 +84,26 @@ impl Domain {
             board
                 .backends
                 .connect(&board.domain, port, |domain| Ok(Box::new(Block::connect(domain, ring, storage)?)))
+        });
+        connected.map_err(errors::state)
+    }
+
+    /// Connect a plug of a switch to the guest's rings and port.
+    fn connect_net(
+        &self,
+        py: Python<'_>,
+        port: u32,
+        tx: u32,
+        rx: u32,
+        scatter: bool,
+        plug: &Plug,
+    ) -> PyResult<()> {
+        let plug = plug.plug();
+        let board = &self.board;
+        let connected = py.detach(|| {
+            board.backends.connect(&board.domain, port, |domain| {
+                Ok(Box::new(Net::connect(domain, tx, rx, scatter, plug)?))
+            })
         });
         connected.map_err(errors::state)
     }

@@ -42,7 +42,7 @@ mod _core {
     #[pymodule_export]
     use super::build_info;
     #[pymodule_export]
-    use crate::backend::Disk;
+    use crate::backend::{Disk, Plug, Switch};
     #[pymodule_export]
     use crate::buffer::Buffer;
     #[pymodule_export]

@@ -6,7 +6,10 @@
 
 pub mod block;
 pub mod disk;
+pub mod net;
+mod packet;
 pub mod ring;
+pub mod switch;
 #[cfg(test)]
 mod tests;
 

@@ -1,7 +1,7 @@
 //! The back-ends that the run loop serves itself, by the port that their guest rings.
 
 use std::collections::BTreeMap;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use trapgate_devices::lock;
 use trapgate_xen::Domain;
@@ -42,9 +42,9 @@ impl Backends {
     /// When the port is none, or `make` fails.
     pub fn connect(
         &self,
-        domain: &Domain,
+        domain: &Arc<Domain>,
         port: u32,
-        make: impl FnOnce(&Domain) -> Result<Box<dyn Backend>, Fault>,
+        make: impl FnOnce(&Arc<Domain>) -> Result<Box<dyn Backend>, Fault>,
     ) -> Result<(), Fault> {
         self.disconnect(domain, port);
         let mut slots = lock(&self.0);

@@ -1,6 +1,7 @@
 //! Back-ends against front-ends that are written here, honest and hostile ones.
 
 mod block;
+mod net;
 
 use std::sync::Arc;
 
