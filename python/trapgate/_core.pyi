@@ -13,6 +13,8 @@ __all__ = [
     "Core",
     "Disk",
     "Domain",
+    "Plug",
+    "Switch",
     "__version__",
     "build_info",
     "decode",
@@ -175,6 +177,34 @@ class Disk:
         """Bytes that the disk holds."""
 
 @final
+class Switch:
+    """A virtual switch."""
+
+    def __new__(cls) -> Switch: ...
+    def plug(self) -> Plug:
+        """Give a new plug, which takes frames once it is opened or connected to a guest."""
+
+@final
+class Plug:
+    """A place at a switch."""
+
+    def open(self) -> None:
+        """Queue what comes, for `receive`."""
+
+    def close(self) -> None:
+        """Drop what waits and what comes."""
+
+    def send(self, frame: bytes) -> bool:
+        """Send a frame; false if it is too short or too long for one."""
+
+    def receive(self, milliseconds: int) -> bytes | None:
+        """Give the next frame, waited for at most for a number of milliseconds."""
+
+    @property
+    def dropped(self) -> int:
+        """Frames that were lost because too many waited."""
+
+@final
 class Domain:
     """A para-virtual domain; everything may be called by any thread."""
 
@@ -203,6 +233,9 @@ class Domain:
 
     def connect_block(self, port: int, ring: int, disk: Disk) -> None:
         """Connect a disk to the guest's ring and port."""
+
+    def connect_net(self, port: int, tx: int, rx: int, scatter: bool, plug: Plug) -> None:
+        """Connect a plug of a switch to the guest's rings and port."""
 
     def disconnect(self, port: int) -> None:
         """Take the back-end of a port away, which has let go of the guest's pages then; none there is fine."""

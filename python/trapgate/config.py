@@ -8,11 +8,14 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, Self, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias, TypeVar, get_args
 
 from trapgate.errors import ConfigError
+
+if TYPE_CHECKING:
+    from trapgate.network import Switch
 
 __all__ = [
     "Clock",
@@ -21,6 +24,7 @@ __all__ = [
     "Engine",
     "Machine",
     "Mode",
+    "Nic",
     "Protocol",
     "Source",
     "format_size",
@@ -87,6 +91,32 @@ class Disk:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Nic:
+    """A network interface of a para-virtual guest.
+
+    Without an address it gets one from the machine's seed, without a switch it leads nowhere. A config with a
+    switch cannot be pickled: the switch is this process's.
+    """
+
+    #: Such as 00:16:3e:00:00:01.
+    mac: str | None = None
+    switch: Switch | None = None
+
+    def __post_init__(self) -> None:
+        if self.mac is not None:
+            pattern = r"[0-9a-f][02468ace](?::[0-9a-f]{2}){5}"
+            if not isinstance(self.mac, str) or not re.fullmatch(pattern, self.mac):
+                raise ConfigError(
+                    f"mac is {self.mac!r}; it must be an interface's address such as 00:16:3e:00:00:01"
+                )
+        if self.switch is not None:
+            from trapgate.network import Switch
+
+            if not isinstance(self.switch, Switch):
+                raise ConfigError(f"switch is {self.switch!r}; it must be a trapgate.Switch")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Machine:
     """A PC and what it starts.
 
@@ -116,8 +146,9 @@ class Machine:
     debug_console: bool = False
     #: A write to port F4h ends the machine, with (value << 1) | 1 as its status.
     debug_exit: bool = False
-    #: Disks of a para-virtual guest.
+    #: Disks and network interfaces of a para-virtual guest; the first interface is its eth0.
     disks: tuple[Disk, ...] = ()
+    nics: tuple[Nic, ...] = ()
 
     def __post_init__(self) -> None:
         for name, choices in _CHOICES.items():
@@ -148,15 +179,17 @@ class Machine:
                     raise ConfigError(f"a para-virtual guest has no {name}: it has no ports")
 
     def _check_devices(self) -> None:
-        # A list is fine to give; what is kept does not change.
-        object.__setattr__(self, "disks", tuple(self.disks))
-        if not all(isinstance(disk, Disk) for disk in self.disks):
-            raise ConfigError("disks must be trapgate.Disk objects")
-        if self.disks and self.mode != "para":
-            raise ConfigError(
-                f"disks are not in mode {self.mode!r} in this version of trapgate; only para-virtual guests"
-                " have them: use mode 'para'"
-            )
+        for name, kind in (("disks", Disk), ("nics", Nic)):
+            # A list is fine to give; what is kept does not change.
+            devices = tuple(getattr(self, name))
+            object.__setattr__(self, name, devices)
+            if not all(isinstance(device, kind) for device in devices):
+                raise ConfigError(f"{name} must be trapgate.{kind.__name__} objects")
+            if devices and self.mode != "para":
+                raise ConfigError(
+                    f"{name} are not in mode {self.mode!r} in this version of trapgate; only para-virtual guests"
+                    " have them: use mode 'para'"
+                )
         names = [disk.name for disk in self.disks]
         if repeated := sorted({name for name in names if names.count(name) > 1}):
             raise ConfigError(f"two disks have the name {repeated[0]}")
@@ -190,7 +223,11 @@ class Machine:
             raise ConfigError(f"a machine has no {unknown[0]!r}; it has: {', '.join(sorted(known))}")
         if "kernel" not in values:
             raise ConfigError("a machine needs a kernel")
-        return cls(**{**values, "disks": tuple(map(_disk, values.get("disks", ())))})
+        devices = {
+            "disks": _devices(Disk, values.get("disks", ())),
+            "nics": _devices(Nic, values.get("nics", ())),
+        }
+        return cls(**{**values, **devices})
 
     @classmethod
     def from_toml(cls, path: str | os.PathLike[str]) -> Self:
@@ -207,9 +244,8 @@ class Machine:
         files = {
             name: folder / values[name] for name in ("kernel", "initrd") if isinstance(values.get(name), str)
         }
-        disks = [
-            dataclasses.replace(disk, path=folder / disk.path) for disk in map(_disk, values.get("disks", ()))
-        ]
+        disks = _devices(Disk, values.get("disks", ()))
+        disks = tuple(dataclasses.replace(disk, path=folder / disk.path) for disk in disks)
         return cls.from_dict({**values, **files, "disks": disks})
 
     def replace(self, **changes: Any) -> Self:
@@ -229,16 +265,28 @@ _CHOICES: dict[str, tuple[str, ...]] = {
 _ABSENT = {("mode", "hardware"): "full"}
 
 
-def _disk(value: object) -> Disk:
-    """Give the disk that a mapping describes."""
-    if isinstance(value, Disk):
+_Device = TypeVar("_Device", Disk, Nic)
+
+
+def _devices(kind: type[_Device], values: Iterable[object]) -> tuple[_Device, ...]:
+    """Give the devices that mappings describe."""
+    return tuple(_device(kind, value) for value in values)
+
+
+def _device(kind: type[_Device], value: object) -> _Device:
+    if isinstance(value, kind):
         return value
-    if not isinstance(value, Mapping) or "path" not in value:
-        raise ConfigError(f"a disk is {value!r}; it needs at least a path")
-    known = {field.name for field in dataclasses.fields(Disk)}
-    if unknown := sorted(set(value) - known):
-        raise ConfigError(f"a disk has no {unknown[0]!r}; it has: {', '.join(sorted(known))}")
-    return Disk(**value)
+    what = kind.__name__.lower()
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"a {what} is {value!r}; it must be a table of its fields")
+    fields = dataclasses.fields(kind)
+    if unknown := sorted(set(value) - {field.name for field in fields}):
+        raise ConfigError(
+            f"a {what} has no {unknown[0]!r}; it has: {', '.join(field.name for field in fields)}"
+        )
+    if kind is Disk and "path" not in value:
+        raise ConfigError("a disk needs a path")
+    return kind(**value)
 
 
 def _check_source(name: str, value: object, *, optional: bool) -> None:

@@ -160,6 +160,8 @@ class VM:
             self._make_domain(native, store, name)
             for disk, image in disks:
                 self.domain._attach_disk(disk, image)
+            for nic in machine.nics:
+                self.domain.attach_nic(nic)
 
     # Life.
 
@@ -202,6 +204,14 @@ class VM:
     def detach_disk(self, name: str) -> None:
         """Ask a para-virtual guest to give a disk up; see `Domain.detach_disk`."""
         self.domain.detach_disk(name)
+
+    def attach_nic(self, nic: config.Nic) -> int:
+        """Give a para-virtual guest a network interface, also while it runs; see `Domain.attach_nic`."""
+        return self.domain.attach_nic(nic)
+
+    def detach_nic(self, handle: int) -> None:
+        """Ask a para-virtual guest to give an interface up; see `Domain.detach_nic`."""
+        self.domain.detach_nic(handle)
 
     @property
     def hypercalls(self) -> Hypercalls:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 import uuid
 from typing import TYPE_CHECKING
 
-from trapgate.config import Disk
+from trapgate.config import Disk, Nic
 from trapgate.errors import ConfigError
-from trapgate.para.backends import Backend, BlockBackend
+from trapgate.para.backends import Backend, BlockBackend, NetBackend
 from trapgate.xenstore import XenStore, layout
 
 if TYPE_CHECKING:
@@ -129,6 +130,32 @@ class Domain:
         if backend is None:
             raise ConfigError(f"the guest has no disk {name}")
         backend.detach()
+
+    @property
+    def nics(self) -> tuple[Nic, ...]:
+        """The network interfaces that the guest has, with their addresses."""
+        backends = [backend for backend in self._backends() if isinstance(backend, NetBackend)]
+        return tuple(Nic(mac=backend.mac, switch=backend.nic.switch) for backend in backends)
+
+    def attach_nic(self, nic: Nic) -> int:
+        """Give the guest a network interface, also while it runs; give its number."""
+        used = {backend.number for backend in self._backends() if backend.kind == "vif"}
+        handle = min(set(range(len(used) + 1)) - used)
+        mac = self._address(handle) if nic.mac is None else nic.mac
+        self._start(NetBackend(self.store, self._native, handle, nic, mac, self._forget))
+        return handle
+
+    def detach_nic(self, handle: int) -> None:
+        """Ask the guest to give an interface up; `nics` has it until the guest, running on, has done so."""
+        backend = self._device("vif", handle)
+        if backend is None:
+            raise ConfigError(f"the guest has no network interface {handle}")
+        backend.detach()
+
+    def _address(self, handle: int) -> str:
+        """Give an address that follows from the domain's UUID, among those that Xen guests have."""
+        digest = hashlib.sha256(self.uuid.bytes + bytes([handle % 256])).digest()
+        return ":".join(["00:16:3e", *(f"{byte:02x}" for byte in digest[:3])])
 
     def _attach_disk(self, disk: Disk, image: Image) -> None:
         self._start(BlockBackend(self.store, self._native, disk, image, self._forget))

@@ -15,14 +15,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, ClassVar
 
-from trapgate.errors import StateError, StoreError
+from trapgate.errors import StateError, StoreError, TrapgateError
 from trapgate.xenstore import PythonWatch, XenStore, layout
 from trapgate.xenstore.editor import Editor, Value
 
 if TYPE_CHECKING:
     from trapgate._core import Domain as CoreDomain
 
-__all__ = ["Backend", "Offer", "State"]
+__all__ = ["Backend", "Offer", "RefusedError", "State"]
 
 # Decimal, as the store has all numbers.
 _NUMBER = re.compile(rb"[0-9]{1,10}")
@@ -48,8 +48,8 @@ class State(enum.IntEnum):
 Offer = Mapping[str, Value]
 
 
-class _RefusedError(Exception):
-    """The guest has written what cannot be connected; the text says what."""
+class RefusedError(TrapgateError):
+    """The guest has written what cannot be connected; it loses the device, and nobody else hears of it."""
 
 
 class Backend(ABC):
@@ -94,7 +94,9 @@ class Backend(ABC):
 
     @abstractmethod
     def _connect(self, port: int) -> Offer:
-        """Connect to the rings that the guest names, and give what it has to know then; raises `StateError`."""
+        """Connect to the rings that the guest names, and give what it has to know then; raises `StateError` or
+        `RefusedError`.
+        """
 
     @abstractmethod
     def _release(self) -> None:
@@ -173,10 +175,10 @@ class Backend(ABC):
         try:
             protocol = self._store.get(f"{self._front}/protocol") or b"x86_64-abi"
             if protocol != b"x86_64-abi":
-                raise _RefusedError(f"the guest speaks the protocol {protocol[:20]!r}")
+                raise RefusedError(f"the guest speaks the protocol {protocol[:20]!r}")
             self.port = self._front_number("event-channel")
             offer = self._connect(self.port)
-        except (_RefusedError, StateError) as error:
+        except (RefusedError, StateError) as error:
             self._refuse(str(error))
         else:
             self._change(State.CONNECTED, offer)
@@ -219,8 +221,12 @@ class Backend(ABC):
         """Give a number of 32 bits that the guest has written."""
         value = self._store.get(f"{self._front}/{name}")
         if value is None or not _NUMBER.fullmatch(value) or int(value) >= 1 << 32:
-            raise _RefusedError(f"the guest's {name} is {value!r}, which is no number of 32 bits")
+            raise RefusedError(f"the guest's {name} is {value!r}, which is no number of 32 bits")
         return int(value)
+
+    def _front_flag(self, name: str) -> bool:
+        """Whether the guest says that it has a feature."""
+        return self._store.get(f"{self._front}/{name}") == b"1"
 
     def _change(self, state: State, nodes: Offer | None = None) -> None:
         self._state = state
