@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import pickle
-from collections.abc import Iterator
+import struct
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from trapgate import VM, Disk, Machine, exits
 from trapgate.cli import boot
 from trapgate.errors import ConfigError
 from trapgate.images.cpio import Archive
+from trapgate.para import Call
 
 pytestmark = [pytest.mark.boot, pytest.mark.network]
 
@@ -196,6 +198,36 @@ def test_a_guest_that_lies_in_the_store_loses_its_disk_alone(guest: Machine, dis
             store.write(f"{front}/state", 6)
             assert store.read(f"{back}/state") == b"6"
             store.write(f"{front}/state", 1)
+
+
+def test_a_guest_that_breaks_its_ring_loses_its_disk_alone(booted: VM, tmp_path: Path) -> None:
+    console = booted.console
+    booted.attach_disk(Disk(_image(tmp_path / "late", _MIB), "xvdd"))
+    console.command("until [ -b /dev/xvdd ]; do sleep 0.1; done", PROMPT, timeout=20)
+    # The ring's page is the one that its grant names; the table lies behind shared_info.
+    front, back = "/local/domain/1/device/vbd/51760", "/local/domain/0/backend/vbd/1/51760"
+    reference = int(booted.domain.store.read(f"{front}/ring-ref"))
+    entry = booted._core.regions()[1][0] + 4096 + reference * 8
+    flags, _domid, frame = struct.unpack("<HHI", booted.mem.read(entry, 8))
+    assert flags == 1 | 8 | 16
+    port = int(booted.domain.store.read(f"{front}/event-channel"))
+
+    def wild(call: Call, before: Callable[[Call], int | None]) -> int | None:
+        if call.args[0] == 4 and call.memory.linear.read(call.args[1], 4) == struct.pack("<I", port):
+            (produced,) = struct.unpack("<I", booted.mem.read(frame << 12, 4))
+            booted.mem.write(frame << 12, struct.pack("<I", produced + 1000))
+        return before(call)
+
+    row = booted.hypercalls["event_channel_op"]
+    row.wrap(wild)
+    console.command("dd if=/dev/xvdd of=/dev/null count=1 &", PROMPT)
+    booted.run(until=lambda vm: vm.domain.store.read(f"{back}/state") != b"4", timeout=20)
+    row.restore()
+    error = booted.domain.store.read("/local/domain/0/error/backend/vbd/1/51760/error")
+    assert b"requests into a ring of 32" in error
+    assert struct.unpack("<H", booted.mem.read(entry, 2))[0] & (8 | 16) == 0
+    # Whoever waits for the lost disk waits for ever; everything else goes on.
+    assert console.command("head -c 512 /dev/xvda | wc -c", PROMPT) == "512\n"
 
 
 def test_a_run_by_counted_instructions_repeats_itself(guest: Machine, tmp_path: Path) -> None:

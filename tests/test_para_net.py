@@ -15,6 +15,7 @@ from conftest import PROMPT
 from trapgate import VM, Machine, Nic, Switch
 from trapgate.errors import ConfigError, StateError
 from trapgate.network import Tap
+from trapgate.xenstore import XenStore
 
 pytestmark = [pytest.mark.boot, pytest.mark.network]
 
@@ -55,9 +56,9 @@ def _running(vm: VM) -> Iterator[None]:
 @pytest.fixture(scope="module")
 def pair(guest: Machine) -> Iterator[tuple[VM, VM, Switch]]:
     """Give 10.0.0.1 and 10.0.0.2 at one switch."""
-    switch = Switch()
+    switch, store = Switch(), XenStore()
     machine = guest.replace(nics=(Nic(switch=switch),))
-    with VM(machine) as one, VM(machine) as other:
+    with VM(machine, store=store) as one, VM(machine, store=store, domid=2, name="other") as other:
         _start(one, "10.0.0.1")
         _start(other, "10.0.0.2")
         yield one, other, switch

@@ -231,17 +231,17 @@ class Domain:
     def poke(self) -> None:
         """Bring the vCPU back to where doorbells are served."""
 
-    def connect_block(self, port: int, ring: int, disk: Disk) -> None:
-        """Connect a disk to the guest's ring and port."""
+    def connect_block(self, port: int, ring: int, disk: Disk) -> int:
+        """Connect a disk to the guest's ring and port, and give the connection's number."""
 
-    def connect_net(self, port: int, tx: int, rx: int, scatter: bool, plug: Plug) -> None:
-        """Connect a plug of a switch to the guest's rings and port."""
+    def connect_net(self, port: int, tx: int, rx: int, scatter: bool, plug: Plug) -> int:
+        """Connect a plug of a switch to the guest's rings and port, and give the connection's number."""
 
-    def disconnect(self, port: int) -> None:
-        """Take the back-end of a port away, which has let go of the guest's pages then; none there is fine."""
+    def disconnect(self, number: int) -> None:
+        """End a connection: nothing of the guest's is in use by it any more; one that has ended is fine."""
 
-    def fault(self, port: int) -> str | None:
-        """Say why the back-end of a port failed, if it has."""
+    def fault(self, number: int) -> str | None:
+        """Say why a connection failed, if it has."""
 
     def hypercalls(self) -> list[tuple[int, str, str, int, int, int]]:
         """List number, name, what becomes of it, error number, calls and nanoseconds of each call."""

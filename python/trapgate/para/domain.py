@@ -165,7 +165,11 @@ class Domain:
             if (backend.kind, backend.number) in self._devices:
                 raise ConfigError(f"the guest has the {backend.kind} {backend.number} already")
             self._devices[backend.kind, backend.number] = backend
-        backend.start()
+        try:
+            backend.start()
+        except BaseException:
+            self._forget(backend)
+            raise
 
     def _backends(self) -> list[Backend]:
         with self._devices_lock:
@@ -201,8 +205,7 @@ class Domain:
                 self._native.poke()
         if any(port != self._store_port for port in rung):
             for backend in self._backends():
-                if backend.port in rung:
-                    backend.failed()
+                backend.look()
 
     def _release(self) -> None:
         for backend in self._backends():

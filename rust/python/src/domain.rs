@@ -76,8 +76,8 @@ impl Domain {
         self.signal.poke();
     }
 
-    /// Connect a disk to the guest's ring and port.
-    fn connect_block(&self, py: Python<'_>, port: u32, ring: u32, disk: &Disk) -> PyResult<()> {
+    /// Connect a disk to the guest's ring and port, and give the connection's number.
+    fn connect_block(&self, py: Python<'_>, port: u32, ring: u32, disk: &Disk) -> PyResult<u32> {
         let storage = disk.storage();
         let board = &self.board;
         let connected = py.detach(|| {
@@ -88,7 +88,7 @@ impl Domain {
         connected.map_err(errors::state)
     }
 
-    /// Connect a plug of a switch to the guest's rings and port.
+    /// Connect a plug of a switch to the guest's rings and port, and give the connection's number.
     fn connect_net(
         &self,
         py: Python<'_>,
@@ -97,7 +97,7 @@ impl Domain {
         rx: u32,
         scatter: bool,
         plug: &Plug,
-    ) -> PyResult<()> {
+    ) -> PyResult<u32> {
         let plug = plug.plug();
         let board = &self.board;
         let connected = py.detach(|| {
@@ -108,14 +108,14 @@ impl Domain {
         connected.map_err(errors::state)
     }
 
-    /// Take the back-end of a port away, which has let go of the guest's pages then; none there is fine.
-    fn disconnect(&self, py: Python<'_>, port: u32) {
-        py.detach(|| self.board.backends.disconnect(&self.board.domain, port));
+    /// End a connection: nothing of the guest's is in use by it any more. One that has ended is fine.
+    fn disconnect(&self, py: Python<'_>, number: u32) {
+        py.detach(|| self.board.backends.disconnect(&self.board.domain, number));
     }
 
-    /// Say why the back-end of a port failed, if it has.
-    fn fault(&self, port: u32) -> Option<String> {
-        self.board.backends.fault(port).map(|fault| fault.to_string())
+    /// Say why a connection failed, if it has.
+    fn fault(&self, number: u32) -> Option<String> {
+        self.board.backends.fault(number).map(|fault| fault.to_string())
     }
 
     /// List the hypercall table.

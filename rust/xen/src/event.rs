@@ -241,12 +241,6 @@ impl Domain {
         }
     }
 
-    /// Whether a port is still that of the back-end which bound it by that name: the guest may have closed it since, and
-    /// opened another one of the same number.
-    pub fn is_backends(&self, port: u32, name: u32) -> bool {
-        matches!(self.channel(port), Some(Channel::Interdomain { port: bound, .. }) if bound == name)
-    }
-
     /// A back-end lets go of a port that it bound by that name.
     pub fn unbind_backend(&self, port: u32, name: u32) {
         let mut events = self.events();

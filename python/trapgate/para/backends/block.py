@@ -51,11 +51,11 @@ class BlockBackend(Backend):
             offer |= {"feature-discard": 1, "discard-granularity": 4096, "discard-alignment": 0}
         return offer
 
-    def _connect(self, port: int) -> Offer:
+    def _connect(self, port: int) -> tuple[int, Offer]:
         if self._image is None:
             raise StateError("the disk has been taken away")
-        self._native.connect_block(port, self._front_number("ring-ref"), self._image)
-        return {
+        connection = self._native.connect_block(port, self._front_number("ring-ref"), self._image)
+        return connection, {
             "sectors": self._image.size // _SECTOR,
             "sector-size": _SECTOR,
             "physical-sector-size": _SECTOR,

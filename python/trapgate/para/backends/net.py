@@ -51,12 +51,12 @@ class NetBackend(Backend):
             "feature-split-event-channels": 0,
         }
 
-    def _connect(self, port: int) -> Offer:
+    def _connect(self, port: int) -> tuple[int, Offer]:
         if not self._front_flag("request-rx-copy"):
             raise RefusedError("the guest wants pages instead of copies")
         tx, rx = self._front_number("tx-ring-ref"), self._front_number("rx-ring-ref")
-        self._native.connect_net(port, tx, rx, self._front_flag("feature-sg"), self._plug)
-        return {}
+        scatter = self._front_flag("feature-sg")
+        return self._native.connect_net(port, tx, rx, scatter, self._plug), {}
 
     def _release(self) -> None:
         self._plug.close()

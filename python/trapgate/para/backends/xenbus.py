@@ -77,8 +77,8 @@ class Backend(ABC):
         self._back = layout.backend_path(native.domid, self.kind, number)
         self._lock = threading.RLock()
         self._state = State.UNKNOWN
-        #: The event channel, while the guest is connected.
-        self.port: int | None = None
+        # The data plane's number, while the guest is connected.
+        self._connection: int | None = None
         self._watch: PythonWatch | None = None
         self._wanted = True
 
@@ -93,9 +93,10 @@ class Backend(ABC):
         """Give what the back-end can do."""
 
     @abstractmethod
-    def _connect(self, port: int) -> Offer:
-        """Connect to the rings that the guest names, and give what it has to know then; raises `StateError` or
-        `RefusedError`.
+    def _connect(self, port: int) -> tuple[int, Offer]:
+        """Connect to the rings that the guest names; give the connection, and what the guest has to know then.
+
+        Raises `StateError` or `RefusedError`.
         """
 
     @abstractmethod
@@ -131,7 +132,7 @@ class Backend(ABC):
                 return
             self._wanted = False
             idle = (State.UNKNOWN, State.INITIALISING, State.CLOSED)
-            if self._front_state() in idle and self.port is None:
+            if self._front_state() in idle and self._connection is None:
                 self._remove()
             else:
                 self._change(State.CLOSING, {"online": 0})
@@ -145,10 +146,10 @@ class Backend(ABC):
                 self._watch = None
             self._release()
 
-    def failed(self) -> None:
-        """Look whether the data plane serves the device no more."""
+    def look(self) -> None:
+        """Look whether the data plane has given the guest up."""
         with self._lock:
-            if self.port is not None and (fault := self._native.fault(self.port)) is not None:
+            if self._connection is not None and (fault := self._native.fault(self._connection)) is not None:
                 self._refuse(fault)
 
     # What the guest does.
@@ -176,8 +177,7 @@ class Backend(ABC):
             protocol = self._store.get(f"{self._front}/protocol") or b"x86_64-abi"
             if protocol != b"x86_64-abi":
                 raise RefusedError(f"the guest speaks the protocol {protocol[:20]!r}")
-            self.port = self._front_number("event-channel")
-            offer = self._connect(self.port)
+            self._connection, offer = self._connect(self._front_number("event-channel"))
         except (RefusedError, StateError) as error:
             self._refuse(str(error))
         else:
@@ -192,9 +192,9 @@ class Backend(ABC):
             self._change(State.CLOSED)
 
     def _disconnect(self) -> None:
-        port, self.port = self.port, None
-        if port is not None:
-            self._native.disconnect(port)
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            self._native.disconnect(connection)
 
     def _remove(self) -> None:
         self.stop()

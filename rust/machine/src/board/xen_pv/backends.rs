@@ -1,4 +1,7 @@
-//! The back-ends that the run loop serves itself, by the port that their guest rings.
+//! The back-ends that the run loop serves itself.
+//!
+//! Each has a number of its own, by which its port is bound: a guest may close a port and open another one of the same
+//! number, or name one port for two devices, and must reach no other device by that.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -6,23 +9,23 @@ use std::sync::{Arc, Mutex};
 use trapgate_devices::lock;
 use trapgate_xen::Domain;
 use trapgate_xen::backend::{Backend, Fault, Served};
+use trapgate_xen::event::Channel;
 use trapgate_xen::public::BACKEND_DOMID;
 
-/// Names of ports for the builder's own; those of back-ends follow.
-const FIRST_NAME: u32 = 16;
+/// Smaller numbers are the builder's, for the ports of console and XenStore.
+const FIRST: u32 = 16;
 
 #[derive(Debug)]
 struct Slot {
-    /// What the port is bound by, so that a later one of the same number is not taken for it.
-    name: u32,
+    port: u32,
     /// `Err`: it failed, and waits to be taken away.
     backend: Result<Box<dyn Backend>, Fault>,
 }
 
 #[derive(Debug)]
 struct Slots {
-    by_port: BTreeMap<u32, Slot>,
-    next_name: u32,
+    by_number: BTreeMap<u32, Slot>,
+    next: u32,
 }
 
 /// The connected back-ends of a domain.
@@ -31,12 +34,13 @@ pub struct Backends(Mutex<Slots>);
 
 impl Default for Backends {
     fn default() -> Self {
-        Backends(Mutex::new(Slots { by_port: BTreeMap::new(), next_name: FIRST_NAME }))
+        Backends(Mutex::new(Slots { by_number: BTreeMap::new(), next: FIRST }))
     }
 }
 
 impl Backends {
-    /// Connects a back-end to a port that the guest has left for it; what it has put into its ring before counts.
+    /// Connects a back-end to a port that the guest has left for it, and gives its number. What the guest has put into the
+    /// ring before counts.
     ///
     /// # Errors
     /// When the port is none, or `make` fails.
@@ -45,60 +49,57 @@ impl Backends {
         domain: &Arc<Domain>,
         port: u32,
         make: impl FnOnce(&Arc<Domain>) -> Result<Box<dyn Backend>, Fault>,
-    ) -> Result<(), Fault> {
-        self.disconnect(domain, port);
+    ) -> Result<u32, Fault> {
         let mut slots = lock(&self.0);
-        let name = slots.next_name;
-        slots.next_name = name.checked_add(1).unwrap_or(FIRST_NAME);
-        domain.bind_backend(port, BACKEND_DOMID, name).map_err(Fault::Port)?;
+        let number = slots.next;
+        domain.bind_backend(port, BACKEND_DOMID, number).map_err(Fault::Port)?;
         match make(domain) {
             Ok(backend) => {
-                slots.by_port.insert(port, Slot { name, backend: Ok(backend) });
+                slots.next = number.checked_add(1).unwrap_or(FIRST);
+                slots.by_number.insert(number, Slot { port, backend: Ok(backend) });
                 drop(slots);
                 domain.ring_backend(port);
-                Ok(())
+                Ok(number)
             }
             Err(fault) => {
-                domain.unbind_backend(port, name);
+                domain.unbind_backend(port, number);
                 Err(fault)
             }
         }
     }
 
-    /// Takes a back-end away; none there is fine.
-    pub fn disconnect(&self, domain: &Domain, port: u32) {
-        let slot = lock(&self.0).by_port.remove(&port);
-        if let Some(Slot { name, backend }) = slot {
+    /// Takes a back-end away; none of that number is fine.
+    pub fn disconnect(&self, domain: &Domain, number: u32) {
+        let slot = lock(&self.0).by_number.remove(&number);
+        if let Some(Slot { port, backend }) = slot {
             if let Ok(backend) = backend {
                 backend.disconnect(domain);
             }
-            domain.unbind_backend(port, name);
+            domain.unbind_backend(port, number);
         }
     }
 
     /// Why a back-end is served no more, if so.
-    pub fn fault(&self, port: u32) -> Option<Fault> {
-        lock(&self.0).by_port.get(&port)?.backend.as_ref().err().copied()
+    pub fn fault(&self, number: u32) -> Option<Fault> {
+        lock(&self.0).by_number.get(&number)?.backend.as_ref().err().copied()
     }
 
     /// Serves what was rung for, and what has something for the guest. Gives the ports that are others' to look at:
     /// those of no back-end here, and of those that have just failed.
     pub(super) fn serve(&self, domain: &Domain, rung: &[u32]) -> Vec<u32> {
         let mut slots = lock(&self.0);
-        let mut outside = Vec::new();
-        for port in rung {
-            match slots.by_port.get(port) {
-                Some(slot) if domain.is_backends(*port, slot.name) => {}
-                _ => outside.push(*port),
-            }
-        }
-        for (port, slot) in &mut slots.by_port {
-            let Ok(backend) = &mut slot.backend else { continue };
-            let called = rung.contains(port) || backend.waiting();
-            if !called || !domain.is_backends(*port, slot.name) {
+        let bound = |port: u32| match domain.channel(port) {
+            Some(Channel::Interdomain { port: number, .. }) => Some(number),
+            _ => None,
+        };
+        let is_here = |port: &u32| bound(*port).is_some_and(|number| slots.by_number.contains_key(&number));
+        let mut outside: Vec<u32> = rung.iter().copied().filter(|port| !is_here(port)).collect();
+        for (number, Slot { port, backend }) in &mut slots.by_number {
+            let Ok(live) = backend else { continue };
+            if bound(*port) != Some(*number) || !(rung.contains(port) || live.waiting()) {
                 continue;
             }
-            match backend.serve(domain) {
+            match live.serve(domain) {
                 Ok(Served { notify, more }) => {
                     if notify {
                         domain.set_pending(*port);
@@ -108,9 +109,8 @@ impl Backends {
                     }
                 }
                 Err(fault) => {
-                    let failed = std::mem::replace(&mut slot.backend, Err(fault));
-                    if let Ok(backend) = failed {
-                        backend.disconnect(domain);
+                    if let Ok(failed) = std::mem::replace(backend, Err(fault)) {
+                        failed.disconnect(domain);
                     }
                     outside.push(*port);
                 }
