@@ -48,7 +48,7 @@ WRONG = [
     (("boot", "--memory", "0", "--kernel", "k"), 1, "memory is 0; a machine needs at least"),
     (("boot", "--memory", "9999T"), 1, "memory is 9999T, more than the"),
     (("boot", "--mode", "sideways"), 1, "mode is 'sideways'; it must be one of: full, para, hardware"),
-    (("boot", "--mode", "para"), 1, "mode 'para' is not in this version of trapgate"),
+    (("boot", "--mode", "hardware"), 1, "mode 'hardware' is not in this version of trapgate"),
     (("boot", "--clock", "broken"), 1, "clock is 'broken'"),
     (("boot", "--engine", "steam"), 1, "engine is 'steam'"),
     (("boot", "--cpu", "z80"), 1, "cpu is 'z80'"),

@@ -212,7 +212,8 @@ class Machine:
         from trapgate import images
 
         image = images.pull(name)
-        append = " ".join(part for part in (image.append, changes.pop("append", "")) if part)
+        command_line = image.command_line(changes.get("mode", "full"))
+        append = " ".join(part for part in (command_line, changes.pop("append", "")) if part)
         return cls(**{"kernel": image.kernel, "initrd": image.initrd, "append": append, **changes})
 
     @classmethod

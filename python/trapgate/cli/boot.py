@@ -103,7 +103,7 @@ def _machine(image: str | None, kernel: Path | None, options: dict[str, Any]) ->
         machine,
         kernel=found.kernel,
         initrd=initrd or found.initrd,
-        append=" ".join(part for part in (found.append, append) if part),
+        append=" ".join(part for part in (found.command_line(machine.mode), append) if part),
     )
 
 

@@ -37,6 +37,10 @@ class Image:
     #: The packages that it was made of, name to version.
     packages: dict[str, str]
 
+    def command_line(self, mode: str = "full") -> str:
+        """Give its command line for a mode: the console of a para-virtual guest is hvc0."""
+        return self.append.replace("console=ttyS0", "console=hvc0") if mode == "para" else self.append
+
 
 @dataclass(frozen=True, kw_only=True)
 class Description:

@@ -191,10 +191,14 @@ class XenStore(Editor):
         """
         if limit < 1:
             raise ConfigError(f"the limit is {limit}; at least one request must be allowed")
+        with self._lock:
+            connection = self._connection(domid)
         more = True
         while more and limit > 0:
             with self._lock:
-                connection = self._connection(domid)
+                # What a watch calls may have released it.
+                if self._connections.get(domid) is not connection:
+                    return False
                 if len(self._calls) < _CALLS_MAX:
                     more = connection.serve(min(limit, _SLICE))
                     self._wake(connection)

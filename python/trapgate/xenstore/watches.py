@@ -73,8 +73,13 @@ class Watches:
     def fire(self, changes: Iterable[Change]) -> None:
         """Tell every watch that a change concerns, if its listener may read the node or the one above."""
         for change in changes:
+            # Asked once for each domain: a guest may watch each part of a deep path, and change them all.
+            may_know: dict[int, bool] = {}
             for watch in self._concerned(change):
-                if _may_know(watch.listener.actor, change):
+                actor = watch.listener.actor
+                if actor.domid not in may_know:
+                    may_know[actor.domid] = _may_know(actor, change)
+                if may_know[actor.domid]:
                     watch.listener.deliver(watch, change.path)
 
     def _concerned(self, change: Change) -> Iterator[Watch]:

@@ -101,6 +101,9 @@ pub trait Monitor: Send + fmt::Debug {
     /// Makes a hypercall by the monitor's own handler, whatever the guest's table says; `None`: it has set the registers.
     fn hypercall(&mut self, cpu: &mut Vcpu, number: u32, args: [u64; 5]) -> Result<Option<u64>, Exit>;
 
+    /// What the guest may notice of the monitor's state for this vCPU, as bytes that begin with the number of their format.
+    fn save(&self) -> Vec<u8>;
+
     /// CPUID as this guest sees it.
     fn cpuid(&self, cpu: &Vcpu, leaf: u32, subleaf: u32) -> Cpuid;
 }
@@ -143,6 +146,11 @@ impl Vcpu {
     /// What the monitor shows; whoever changes it flushes what it has changed.
     pub fn windows_mut(&mut self) -> &mut Windows {
         &mut self.windows
+    }
+
+    /// The monitor's state for this vCPU; nothing without a monitor.
+    pub fn save_monitor(&self) -> Vec<u8> {
+        self.monitor.as_ref().map(|monitor| monitor.save()).unwrap_or_default()
     }
 
     /// Lends the monitor the vCPU that it belongs to.

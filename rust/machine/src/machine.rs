@@ -347,7 +347,11 @@ impl Machine {
         }
         match &self.board {
             Board::Pc(board) => hash.update(&record_bytes(&board.save())),
-            Board::XenPv(board) => hash.update(&record_bytes(&board.domain.save())),
+            Board::XenPv(board) => {
+                hash.update(&self.engine.cpu.save_monitor());
+                hash.update(&[u8::from(self.engine.cpu.kernel_mode())]);
+                hash.update(&record_bytes(&board.domain.save()))
+            }
         };
         self.engine.cpu.memory().each_page_in_use(|gpa, page| {
             hash.update(&gpa.to_le_bytes());

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use trapgate_engine::{GuestMemory, Requests};
 
-use crate::event::Events;
+use crate::event::{Channel, Events};
 use crate::grant::Grants;
 use crate::hypercall::Table;
 use crate::paging::{DirectPaging, LayoutError, TlbControl};
@@ -287,16 +287,31 @@ pub struct Record {
     pub timers: [Option<u64>; 3],
     pub period: [u64; 2],
     pub vcpu_info: u64,
+    /// Open ports and what they are bound to.
+    pub ports: Vec<(u32, Channel)>,
+    /// Frames that the domain owns, and the most that it may.
+    pub frames: [u64; 2],
+    pub grant_frames: u64,
 }
 
 impl Domain {
     /// What the guest may notice of the domain and is not in its memory.
     pub fn save(&self) -> Record {
+        // One lock after the other, none inside another.
+        let ports = self.events().open_ports();
+        let grant_frames = self.grants().size().0;
+        let frames = {
+            let paging = self.paging();
+            [paging.owned_frames(), paging.maximum()]
+        };
         let timers = self.timers();
         Record {
             timers: [timers.single_shot, timers.legacy, timers.poll],
             period: [timers.period, timers.next_period],
             vcpu_info: self.vcpu_info(),
+            ports,
+            frames,
+            grant_frames,
         }
     }
 }

@@ -13,7 +13,7 @@ pub const PORTS: u32 = 4096;
 const MOST_OPEN: u32 = 1023;
 
 /// What a port is bound to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, serde::Serialize)]
 pub enum Channel {
     #[default]
     Closed,
@@ -63,6 +63,15 @@ impl Events {
 
     pub fn virq_port(&self, number: u32) -> Option<u32> {
         self.virqs.get(number as usize).copied().flatten()
+    }
+
+    /// All open ports.
+    pub fn open_ports(&self) -> Vec<(u32, Channel)> {
+        (0..)
+            .zip(&self.ports)
+            .filter(|(_, channel)| **channel != Channel::Closed)
+            .map(|(port, c)| (port, *c))
+            .collect()
     }
 
     /// Takes a free port.

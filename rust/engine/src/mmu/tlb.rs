@@ -69,6 +69,8 @@ impl Marks {
 #[derive(Debug)]
 pub struct Tlb {
     entries: Box<[Entry; 2 * SIZE]>,
+    /// Entries that may be in use, by index: of this address space, and of global pages. A flush costs what was filled.
+    filled: [Vec<u16>; 2],
     /// Which 2 MiB blocks (by a hash) hold entries of large pages, and which 1 GiB blocks.
     large: Marks,
     giant: Marks,
@@ -82,6 +84,7 @@ impl Default for Tlb {
     fn default() -> Self {
         Tlb {
             entries: Box::new([EMPTY; 2 * SIZE]),
+            filled: Default::default(),
             large: Marks::default(),
             giant: Marks::default(),
             epoch: 0,
@@ -107,7 +110,14 @@ impl Tlb {
     /// Enters a translation of one 4 KiB page that lies in a page of `page_size`.
     pub fn fill(&mut self, linear: u64, user: bool, host: u64, page_size: u64, rights: Rights) {
         let tag = linear & !0xfff;
-        let entry = &mut self.entries[Self::index(linear, user)];
+        let index = Self::index(linear, user);
+        let list = &mut self.filled[usize::from(rights.global)];
+        if list.len() >= 4 * SIZE {
+            // Entries that took each other's place again and again: start over.
+            self.flush();
+        }
+        self.filled[usize::from(rights.global)].push(index as u16);
+        let entry = &mut self.entries[index];
         let tag_if = |allowed: bool| if allowed { tag } else { NONE };
         *entry = Entry {
             read: tag_if(rights.read),
@@ -129,14 +139,17 @@ impl Tlb {
 
     /// Drops everything.
     pub fn flush(&mut self) {
-        self.empty();
+        self.empty(0);
+        self.empty(1);
+        self.large = Marks::default();
+        self.giant = Marks::default();
         self.changes.clear();
         self.changes.push(Change::All);
     }
 
-    /// Drops everything, where only what is not global must go: whoever has a use for them may keep global pages.
+    /// Drops everything but global pages. The marks of large pages stay, since global ones may be among them.
     pub fn flush_local(&mut self) {
-        self.empty();
+        self.empty(0);
         self.note(Change::Local);
     }
 
@@ -152,10 +165,15 @@ impl Tlb {
         }
     }
 
-    fn empty(&mut self) {
-        self.entries.fill(EMPTY);
-        self.large = Marks::default();
-        self.giant = Marks::default();
+    /// Empties what is of this address space (0) or global (1).
+    fn empty(&mut self, kind: usize) {
+        for index in self.filled[kind].drain(..) {
+            let entry = &mut self.entries[usize::from(index) & (2 * SIZE - 1)];
+            // Another page may have taken the place meanwhile.
+            if usize::from(entry.global) == kind {
+                *entry = EMPTY;
+            }
+        }
         self.epoch += 1;
     }
 

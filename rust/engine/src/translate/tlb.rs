@@ -254,6 +254,11 @@ impl Translator {
             user: cpu.user_view,
             smap_off: cpu.flags.is_set(rflags::AC),
         };
+        if cpu.is_para() {
+            let paging = cpu.paging();
+            let found = walk::walk(&cpu.memory, &paging, linear, |_| {});
+            return found.is_ok_and(|known| known.dirty && paging.allows(&known, access));
+        }
         cpu.shadow_tables.get(linear).is_some_and(|known| known.dirty && cpu.paging().allows(&known, access))
     }
 

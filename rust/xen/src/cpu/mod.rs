@@ -8,6 +8,7 @@ mod cpuid;
 mod emulate;
 mod iret;
 mod msr;
+mod record;
 mod segments;
 
 use std::sync::Arc;
@@ -98,6 +99,12 @@ pub(crate) struct CpuTlb<'a>(pub &'a mut Vcpu);
 impl TlbControl for CpuTlb<'_> {
     fn flush_all(&mut self) {
         self.0.flush_tlb();
+    }
+    fn root_changed(&mut self, same_upper_half: bool) {
+        self.0.root_changed(same_upper_half);
+    }
+    fn table_changed(&mut self, maddr: u64) {
+        self.0.table_changed(maddr);
     }
     fn flush_page(&mut self, va: u64) {
         self.0.drop_page(va);
@@ -241,6 +248,10 @@ impl Monitor for PvCpu {
             Ok(false) => Stored::Changed,
             Err(_) => Stored::Refused,
         }
+    }
+
+    fn save(&self) -> Vec<u8> {
+        self.record()
     }
 
     fn hypercall(&mut self, cpu: &mut Vcpu, number: u32, args: [u64; 5]) -> Result<Option<u64>, Exit> {

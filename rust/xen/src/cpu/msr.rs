@@ -24,8 +24,8 @@ const PRED_CMD: u32 = 0x49;
 
 /// Xen's PAT is part of the interface: WB, WT, UC-, UC, WC, WP, UC, UC.
 const XEN_PAT: u64 = 0x0000_0501_0007_0406;
-/// BTS and PEBS unavailable, xTPR messages disabled.
-const MISC_ENABLE_VALUE: u64 = 1 << 11 | 1 << 12 | 1 << 23;
+/// Fast strings; BTS and PEBS unavailable; xTPR messages disabled.
+const MISC_ENABLE_VALUE: u64 = 1 | 1 << 11 | 1 << 12 | 1 << 23;
 
 impl PvCpu {
     /// The value of an MSR; `None` is #GP(0).
