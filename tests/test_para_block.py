@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import pickle
 import struct
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -279,5 +281,20 @@ def test_configs_say_what_is_wrong(tmp_path: Path) -> None:
         VM(Machine(kernel=b"", mode="para", disks=(Disk(tmp_path / "none"),)))
 
 
-def test_the_command_takes_disks(guest: Machine, tmp_path: Path) -> None:
+def test_the_command_takes_disks(tmp_path: Path) -> None:
     assert boot._disks(("a", "b,c,ro")) == (Disk("a"), Disk("b,c", "xvdb", True))
+    image = _image(tmp_path / "disk", _MIB)
+    command = [sys.executable, "-m", "trapgate", "boot", "--mode", "para", "--append", "console=hvc0"]
+    options = ["--disk", str(image), "--disk", f"{tmp_path / 'other'},ro", "--timeout", "240"]
+    missing = subprocess.run([*command, *options], capture_output=True, text=True, check=False, timeout=300)
+    assert missing.returncode == 1
+    assert "cannot use the disk" in missing.stderr
+    _image(tmp_path / "other", _MIB)
+    done = subprocess.run(
+        [*command, *options, "--expect", "blkfront: xvdb"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
