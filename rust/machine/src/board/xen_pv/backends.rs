@@ -119,3 +119,96 @@ impl Backends {
         outside
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use trapgate_engine::{GuestMemory, Requests};
+    use trapgate_xen::domain::{Config, Host, Layout};
+    use trapgate_xen::{Errno, domain::work};
+
+    use super::*;
+
+    #[derive(Debug)]
+    struct NoHost;
+
+    impl Host for NoHost {
+        fn emergency_output(&self, _: &[u8]) {}
+        fn wake(&self) {}
+    }
+
+    fn domain() -> Arc<Domain> {
+        let layout = Layout::new(1, 16);
+        let memory = Arc::new(GuestMemory::new(&layout.regions()).unwrap());
+        let config = Config { domid: 1, handle: [0; 16], vcpus: 1, wall_seconds: 0 };
+        Domain::new(config, layout, 16, memory, Arc::new(Requests::default()), Box::new(NoHost)).unwrap()
+    }
+
+    /// Counts its rounds, and how often it was let go of; fails in the third round.
+    #[derive(Clone, Debug, Default)]
+    struct Counter(Arc<(AtomicU32, AtomicU32)>);
+
+    impl Counter {
+        fn counts(&self) -> (u32, u32) {
+            (self.0.0.load(Ordering::Relaxed), self.0.1.load(Ordering::Relaxed))
+        }
+    }
+
+    impl Backend for Counter {
+        fn serve(&mut self, _: &Domain) -> Result<Served, Fault> {
+            let round = self.0.0.fetch_add(1, Ordering::Relaxed);
+            if round == 2 { Err(Fault::Torn(1)) } else { Ok(Served { notify: false, more: round == 0 }) }
+        }
+        fn disconnect(self: Box<Self>, _: &Domain) {
+            self.0.1.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    #[test]
+    fn a_back_end_is_served_when_its_port_rings() {
+        let domain = domain();
+        let backends = Backends::default();
+        let counter = Counter::default();
+        let (port, other) = (domain.allocate_unbound(0).unwrap(), domain.allocate_unbound(0).unwrap());
+        let number = backends.connect(&domain, port, |_| Ok(Box::new(counter.clone()))).unwrap();
+        // What was in the ring before counts: it is rung for at once.
+        let rung = domain.take_doorbells();
+        assert_eq!((&rung, domain.take_work()), (&vec![port], work::DOORBELL));
+        assert!(backends.serve(&domain, &rung).is_empty());
+        // It had more to do.
+        assert_eq!(domain.take_doorbells(), [port]);
+        assert_eq!(backends.serve(&domain, &[other, port]), [other]);
+        assert_eq!((counter.counts(), backends.fault(number)), ((2, 0), None));
+        // One that fails is let go of at once, and those outside hear of it once.
+        assert_eq!(backends.serve(&domain, &[port]), [port]);
+        assert_eq!((counter.counts(), backends.fault(number)), ((3, 1), Some(Fault::Torn(1))));
+        assert!(backends.serve(&domain, &[port]).is_empty());
+        backends.disconnect(&domain, number);
+        backends.disconnect(&domain, number);
+        assert_eq!((counter.counts(), domain.channel(port)), ((3, 1), Some(Channel::Unbound { remote: 0 })));
+    }
+
+    #[test]
+    fn one_port_is_one_device() {
+        let domain = domain();
+        let backends = Backends::default();
+        let (first, second) = (Counter::default(), Counter::default());
+        let port = domain.allocate_unbound(0).unwrap();
+        let number = backends.connect(&domain, port, |_| Ok(Box::new(first.clone()))).unwrap();
+        let refused = backends.connect(&domain, port, |_| Ok(Box::new(second.clone())));
+        assert_eq!(refused, Err(Fault::Port(Errno::Inval)));
+        for wild in [0, 4095, u32::MAX] {
+            assert!(backends.connect(&domain, wild, |_| Ok(Box::new(second.clone()))).is_err());
+        }
+        // Ports for another domain are not ours to bind.
+        let foreign = domain.allocate_unbound(5).unwrap();
+        assert!(backends.connect(&domain, foreign, |_| Ok(Box::new(second.clone()))).is_err());
+        backends.serve(&domain, &[port]);
+        assert_eq!((first.counts(), second.counts()), ((1, 0), (0, 0)));
+        backends.disconnect(&domain, number);
+        // A port whose rings could not be used is free again.
+        assert!(backends.connect(&domain, port, |_| Err(Fault::Torn(1))).is_err());
+        assert!(backends.connect(&domain, port, |_| Ok(Box::new(second))).is_ok());
+    }
+}
