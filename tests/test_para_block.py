@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import pickle
+import random
 import struct
 import subprocess
 import sys
@@ -117,6 +119,37 @@ def test_many_writers_at_once_find_what_they_wrote(booted: VM) -> None:
     answer = console.command("cat /tmp/sums.* | sha256sum -c | grep -c OK", PROMPT)
     assert answer == "15\n"
     console.command("umount /mnt", PROMPT)
+
+
+@pytest.mark.long
+def test_no_crash_loses_what_was_synced(guest: Machine, disk: Disk) -> None:
+    machine = guest.replace(disks=(disk,))
+    chance = random.Random(1)
+    synced: dict[str, str] = {}
+    with _boot(machine) as vm:
+        vm.console.command("mkfs.ext4 -q -F /dev/xvda", PROMPT)
+    for crash in range(8):
+        with _boot(machine) as vm:
+            console = vm.console
+            console.command("mount /dev/xvda /mnt", PROMPT)
+            for name, digest in synced.items():
+                assert console.command(f"sha256sum < /mnt/{name}", PROMPT).split()[0] == digest
+            # Others write meanwhile without a sync, so that there is always something under way.
+            console.command("while true; do cp /bin/busybox /mnt/other; rm /mnt/other; done &", PROMPT)
+            end = vm.now + chance.uniform(1, 4)
+            for n in itertools.count():
+                name = f"{crash}.{n}"
+                size = chance.randrange(1, 200_000)
+                text = f"head -c {size} /dev/urandom > /mnt/{name}; sync; sha256sum < /mnt/{name}"
+                synced[name] = console.command(text, PROMPT, timeout=60).split()[0]
+                if vm.now > end:
+                    break
+            # It goes down wherever it is.
+            vm.run(max_instructions=chance.randrange(50_000_000))
+    with _boot(machine) as vm:
+        vm.console.command("mount /dev/xvda /mnt; umount /mnt", PROMPT)
+        assert vm.console.command("e2fsck -f -n /dev/xvda >/dev/null 2>&1; echo $?", PROMPT) == "0\n"
+    assert len(synced) > 30
 
 
 def test_guest_and_host_see_the_same_bytes(booted: VM) -> None:
