@@ -68,7 +68,7 @@ fn machine() -> Machine {
     }
     code.resize(0x1000 + DATA_BYTES as usize, 0);
     let config = Config {
-        memory: 2 << 20,
+        memory: 6 << 20,
         model: X86_64_V2,
         clock: ClockKind::Virtual,
         seed: 1,
@@ -81,9 +81,9 @@ fn machine() -> Machine {
         initrd: None,
         command_line: "",
         domid: 3,
-        maximum_memory: 3 << 20,
+        maximum_memory: 8 << 20,
     };
-    Machine::new_para(&config, &payload).expect("a domain of 2 MiB with one small kernel")
+    Machine::new_para(&config, &payload).expect("a domain of 6 MiB with one small kernel")
 }
 
 fn operation(machine: &mut Machine, input: &mut Input<'_>) {

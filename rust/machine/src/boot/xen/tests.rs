@@ -115,7 +115,11 @@ fn page_tables_are_mapped_read_only_and_the_root_is_pinned() {
     let tables = 0x109..0x109 + (start.rsp - BASE) / PAGE - 1 - 0x109;
     for pfn in 0..(start.rsp - BASE) / PAGE {
         let flags = if tables.contains(&pfn) { 0x021 } else { 0x023 };
-        assert_eq!(entry(&domain, start.root, BASE + pfn * PAGE), (first + pfn) << 12 | flags, "PFN {pfn:#x}");
+        assert_eq!(
+            entry(&domain, start.root, BASE + pfn * PAGE),
+            (first + pfn) << 12 | flags,
+            "PFN {pfn:#x}"
+        );
     }
     let root = domain.paging().frame(start.root).unwrap();
     assert_eq!((root.kind, root.pinned, root.type_count), (FrameType::L4, true, 2));
@@ -175,7 +179,8 @@ fn what_is_no_paravirtual_kernel_is_refused_with_its_reason() {
     assert_eq!(refused(&elf(false, 0x10_0000, &loads(), &notes(&[]))), "it is a 32-bit kernel");
     let pvh = note("Xen", 18, &0x10_0000u32.to_le_bytes());
     assert_eq!(refused(&elf(true, 0x10_0000, &loads(), &pvh)), "its only entry is that of PVH");
-    let other = [note("Xen", 5, b"xen-4.0\0"), note("Xen", 8, b"generic\0"), note("Xen", 1, &BASE.to_le_bytes())];
+    let other =
+        [note("Xen", 5, b"xen-4.0\0"), note("Xen", 8, b"generic\0"), note("Xen", 1, &BASE.to_le_bytes())];
     assert_eq!(
         refused(&elf(true, 0, &loads(), &other.concat())),
         "its notes ask for another interface than xen-3.0"
