@@ -174,7 +174,8 @@ impl Context {
     fn prepare(&mut self) {
         self.aligned_mask = !0xff0;
         self.slot_mask = !0xff8;
-        self.trips.fill(u64::from(super::loops::FIRST_TRIP));
+        self.first_trips.fill(u64::from(super::loops::FIRST_TRIP));
+        self.patience.fill(1);
         self.budget = BUDGET_BIAS;
         self.arithmetic_mask = crate::state::flags::ARITHMETIC;
         for view in &mut self.tlb {

@@ -126,6 +126,10 @@ pub struct Context {
     pub iterations: u64,
     /// Rounds of plain loops until their heads are tried, by a hash of the loop.
     pub trips: [u64; TRIPS],
+    /// What these are when a loop is entered.
+    pub first_trips: [u64; TRIPS],
+    /// Rounds that the next failure of a head costs.
+    pub patience: [u64; TRIPS],
     pub mxcsr: u32,
     pub host_mxcsr: u32,
     /// What the helpers need; set for each entry.

@@ -11,7 +11,7 @@ use super::context::{Place, field, jumps_offset, place};
 use super::emit::{Emitter, Fetched};
 use super::exits::{Cold, Exit};
 use super::explain::Note;
-use super::loops::Loop;
+use super::loops::{Counters, FIRST_TRIP, Loop, SOONER_TRIP};
 use super::plan::Plan;
 use super::thunks::Thunks;
 use super::unit::Planned;
@@ -35,13 +35,6 @@ fn goes_elsewhere(op: Op) -> bool {
             | CallFar
             | RetFar
     )
-}
-
-/// The operand of a loop's counter of rounds.
-pub fn trip(rip: u64) -> super::asm::Address {
-    use super::context::{Context, TRIPS};
-    let n = (rip ^ rip >> 7) as usize % TRIPS;
-    super::context::at_offset(std::mem::offset_of!(Context, trips) + 8 * n)
 }
 
 /// Transfers of control of one unit.
@@ -247,12 +240,17 @@ impl Flow<'_> {
     /// Emits head and fast form of a loop, unless one of its instructions turns out to have none.
     pub fn fast_form(&mut self, list: &[Planned<'_>], back: Loop) {
         let (code, cold) = (self.emitter.asm.code.len(), self.emitter.cold.len());
-        let head = self.emitter.asm.here();
-        let trip = trip(self.loops.unwrap_or(0));
+        let counters = Counters::of(self.loops.unwrap_or(0));
         self.emitter.asm.note(Note::Head);
-        self.emitter.loop_head(list, &back, trip, self.top);
+        // A loop that comes here from its fast form is long, and next time gets there sooner.
+        let again = self.emitter.asm.here();
+        self.emitter.asm.store_constant32(counters.first, SOONER_TRIP);
+        let over = self.emitter.asm.jmp_later();
+        let head = self.emitter.asm.here();
+        self.emitter.asm.store_constant32(counters.first, FIRST_TRIP);
+        self.emitter.asm.bind(over);
+        self.emitter.loop_head(list, &back, counters, self.top);
         let (len, in_memory) = (back.len, back.counts_in_memory);
-        let fast = self.emitter.asm.here();
         if in_memory {
             self.emitter.asm.store(field!(iterations), RCX);
         }
@@ -275,9 +273,8 @@ impl Flow<'_> {
             self.emitter.cold.truncate(cold);
             return;
         }
-        debug_assert!(fast <= start);
         self.head = Some(head);
-        self.fast_end(last, len, in_memory, start, head);
+        self.fast_end(last, len, in_memory, start, again);
     }
 
     /// The end of an iteration of the fast form: round again, back to the head when all that were allowed are done, or out.
@@ -407,7 +404,7 @@ impl Flow<'_> {
         let rip = self.loops.unwrap_or(self.page);
         let Some(head) = self.head else { return self.leave_to(rip, count) };
         let used_up = self.charge(count);
-        let trip = trip(rip);
+        let Counters { trip, .. } = Counters::of(rip);
         let asm = &mut *self.emitter.asm;
         asm.load(RCX, trip);
         asm.lea(RCX, at(RCX, -1));

@@ -8,9 +8,10 @@
 use trapgate_x86::insn::{Operand, RIP};
 
 use super::access::{Group, Groups};
-use super::asm::{Address, Asm, Encoding, Escape, R10, R11, RCX, RSP, Rm, at, indexed};
+use super::asm::{Address, Asm, Encoding, Escape, Fixup, R10, R11, RCX, RSP, Rm, at, indexed};
 use super::context::{
-    BUDGET_BIAS, DELTA, GROUPS, MINUS_READ, MINUS_WRITE, Place, field, place, slot, tlb_offset,
+    BUDGET_BIAS, Context, DELTA, GROUPS, MINUS_READ, MINUS_WRITE, Place, TRIPS, at_offset, field, place,
+    slot, tlb_offset,
 };
 use super::emit::{Emitter, Fetched, counts_by_cl};
 use super::memory::group_slot;
@@ -18,11 +19,14 @@ use super::plan::Plan;
 use super::unit::Planned;
 
 /// Iterations below which the head is not worth its while.
-const LEAST: i8 = 8;
+const LEAST: i8 = 4;
 /// Iterations at most between two looks at the budget.
 const MOST: u32 = 1 << 14;
-/// Rounds of the plain form before the head is tried: at first, and after it failed.
+/// Rounds of the plain form before the head is tried at first.
 pub const FIRST_TRIP: u32 = 8;
+/// The same of a loop that used up what the head allowed when it ran last.
+pub const SOONER_TRIP: u32 = 1;
+/// The same after the head has failed again and again. At first it is tried as soon as the loop may have come to another page.
 const LATER_TRIP: u32 = 64;
 
 /// What the host address of a group is computed from in each iteration, besides a kept part.
@@ -34,6 +38,29 @@ enum Varies {
     Index,
     /// Nothing: all of the address is in the kept part.
     Nothing,
+}
+
+/// Where a loop counts, by a hash of its address: loops that share a place try their heads at other times, which changes no
+/// result.
+#[derive(Clone, Copy, Debug)]
+pub struct Counters {
+    /// Rounds of the plain form until the head is tried.
+    pub trip: Address,
+    /// What that is when the loop is entered.
+    pub first: Address,
+    /// Rounds that the next failure of the head costs.
+    pub patience: Address,
+}
+
+impl Counters {
+    pub fn of(rip: u64) -> Counters {
+        let n = 8 * ((rip ^ rip >> 7) as usize % TRIPS);
+        Counters {
+            trip: at_offset(std::mem::offset_of!(Context, trips) + n),
+            first: at_offset(std::mem::offset_of!(Context, first_trips) + n),
+            patience: at_offset(std::mem::offset_of!(Context, patience) + n),
+        }
+    }
 }
 
 /// One group of accesses in a loop.
@@ -207,8 +234,7 @@ fn log2_up(value: u64) -> u32 {
 
 impl Emitter<'_> {
     /// Emits the head of a loop. Falls through into its fast form, or goes to `plain`.
-    pub fn loop_head(&mut self, list: &[Planned<'_>], l: &Loop, trip: Address, plain: u64) {
-        self.asm.store_constant32(trip, FIRST_TRIP);
+    pub fn loop_head(&mut self, list: &[Planned<'_>], l: &Loop, counters: Counters, plain: u64) {
         self.keep_flags();
         // As many iterations as the budget allows.
         self.asm.load(RCX, field!(budget));
@@ -225,7 +251,8 @@ impl Emitter<'_> {
         }
         self.asm.load(RCX, field!(iterations));
         op_imm(self.asm, 0x83, 7, Rm::Reg(RCX), &[LEAST as u8]);
-        failures.push(self.asm.jcc_later(BELOW));
+        let few = self.asm.jcc_later(BELOW);
+        self.asm.store_constant32(counters.patience, 1);
         op_imm(self.asm, 0x69, R10, Rm::Reg(RCX), &l.len.to_le_bytes()); // imul r10, rcx, len
         op(self.asm, 0x29, R10, Rm::Mem(field!(budget)));
         self.asm.load(R10, group_slot(0));
@@ -237,14 +264,31 @@ impl Emitter<'_> {
         for failure in failures {
             self.asm.bind(failure);
         }
-        self.asm.store_constant32(trip, LATER_TRIP);
+        self.asm.constant(RCX, 1);
+        self.asm.bind(few);
+        self.try_later(counters);
         self.restore_flags();
         self.asm.jmp(plain);
         self.asm.bind(fast);
     }
 
+    /// Has the head tried again after RCX rounds, which are left in the page, and more from failure to failure.
+    fn try_later(&mut self, counters: Counters) {
+        // The budget may have allowed none.
+        op_imm(self.asm, 0x83, 7, Rm::Reg(RCX), &[1]);
+        op_imm(self.asm, 0x83, 2, Rm::Reg(RCX), &[0]); // adc rcx, 0
+        self.asm.load(R11, counters.patience);
+        self.asm.lea(RCX, indexed(RCX, R11, 0, -1));
+        self.asm.store(counters.trip, RCX);
+        self.asm.lea(R11, indexed(R11, R11, 0, 0));
+        self.asm.constant(R10, u64::from(LATER_TRIP));
+        op(self.asm, CMP, R11, Rm::Reg(R10));
+        self.asm.emit(&Encoding::new(Escape::M0f, 0x47, true, R11, Rm::Reg(R10))); // cmova
+        self.asm.store(counters.patience, R11);
+    }
+
     /// Looks one group's page up, keeps its part of the address and lowers the number of iterations to what stays inside.
-    fn loop_part(&mut self, f: &Fetched<'_>, n: usize, part: &Part, failures: &mut Vec<super::asm::Fixup>) {
+    fn loop_part(&mut self, f: &Fetched<'_>, n: usize, part: &Part, failures: &mut Vec<Fixup>) {
         let mem = &f.insn.mem;
         let Group { low, high, write, .. } = part.group;
         let span = high - low;

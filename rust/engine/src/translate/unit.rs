@@ -15,8 +15,8 @@ use super::context::field;
 use super::emit::{Emitter, Fetched};
 use super::exits::{Exit, Exits, Second};
 use super::explain::Note;
-use super::flow::{Flow, trip};
-use super::loops::{FIRST_TRIP, Loop};
+use super::flow::Flow;
+use super::loops::{Counters, Loop};
 use super::plan::{self, Plan};
 use super::thunks::Thunks;
 use crate::mmu::access::canonical;
@@ -74,7 +74,9 @@ pub fn translate(asm: &mut Asm, exits: &mut Exits, thunks: &Thunks, source: &Sou
     let back = if source.alone { None } else { Loop::of(&list) };
     if back.is_some() {
         // Rounds are counted from where the loop is entered: short loops never get to their head.
-        asm.store_constant32(trip(start), FIRST_TRIP);
+        let Counters { trip, first, .. } = Counters::of(start);
+        asm.load(RCX, first);
+        asm.store(trip, RCX);
     }
     let top = asm.here();
     let emitter = Emitter {

@@ -14,6 +14,7 @@ mod engines;
 mod gates;
 mod hostile;
 mod limits;
+mod loops;
 mod pae;
 mod passage;
 mod permissions;
