@@ -102,6 +102,8 @@ class Core:
     def stats(self) -> dict[str, int]:
         """Counts of what the machine has done so far; while it runs, as of a moment ago."""
 
+    def departures(self) -> dict[str, int]:
+        """How often guest code was left, by reason; while it runs, as of a moment ago."""
     def translator_stats(self) -> dict[str, int] | None:
         """Counts of what the translator has done so far, if it is what runs guest code."""
 
