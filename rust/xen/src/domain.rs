@@ -265,13 +265,18 @@ pub struct Record {
 impl Domain {
     /// What the guest may notice of the domain and is not in its memory.
     pub fn save(&self) -> Record {
+        // One lock at a time, and each for a statement of its own: a guard lives to the end of its statement.
+        let frames = {
+            let paging = self.paging();
+            [paging.owned_frames(), paging.maximum()]
+        };
         let timers = self.timers();
         Record {
             timers: [timers.single_shot, timers.legacy, timers.poll],
             period: [timers.period, timers.next_period],
             vcpu_info: self.vcpu_info(),
             ports: self.events().open_ports(),
-            frames: [self.paging().owned_frames(), self.paging().maximum()],
+            frames,
             grant_frames: self.grants().size().0,
         }
     }
