@@ -16,6 +16,7 @@ __all__ = [
     "decode",
     "decode_columns",
     "mnemonics",
+    "own_guests",
     "translate_unit",
 ]
 
@@ -48,6 +49,9 @@ def translate_unit(
     code: AnyBuffer, address: int, cpl: int, cpu: str, start: int
 ) -> tuple[list[_Explained], list[_Part]]:
     """Translate the unit of 64-bit code at an offset, to be looked at."""
+
+def own_guests() -> tuple[bytes, bytes, str]:
+    """Give both builds of the guest of our own, `full` and `para`, and why there are none if there are none."""
 
 def build_info() -> dict[str, str]:
     """Give the profile and the host back-ends that this module was built with."""
