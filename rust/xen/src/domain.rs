@@ -265,7 +265,9 @@ pub struct Record {
 impl Domain {
     /// What the guest may notice of the domain and is not in its memory.
     pub fn save(&self) -> Record {
-        // One lock at a time, and each for a statement of its own: a guard lives to the end of its statement.
+        // One lock after the other, none inside another.
+        let ports = self.events().open_ports();
+        let grant_frames = self.grants().size().0;
         let frames = {
             let paging = self.paging();
             [paging.owned_frames(), paging.maximum()]
@@ -275,9 +277,9 @@ impl Domain {
             timers: [timers.single_shot, timers.legacy, timers.poll],
             period: [timers.period, timers.next_period],
             vcpu_info: self.vcpu_info(),
-            ports: self.events().open_ports(),
+            ports,
             frames,
-            grant_frames: self.grants().size().0,
+            grant_frames,
         }
     }
 }

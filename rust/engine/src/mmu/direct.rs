@@ -14,7 +14,71 @@ use crate::state::{Flags, Vcpu};
 /// Rounds of a read-modify-write that found its entry changed; somebody else makes headway in each.
 const MOST_ROUNDS: u32 = 1000;
 
+/// First linear address of the half that is the kernel's.
+const UPPER_HALF: u64 = 1 << 63;
+
+/// What is known of the translations of the kernel's half, which all address spaces of a guest have in common: they may
+/// outlive a change of roots as long as no page table that they came from has changed.
+///
+/// The tables are the guest's own, but every change of a live one is seen by the monitor.
+#[derive(Debug, Default)]
+pub(crate) struct Kept {
+    /// Page tables (by a hash of their frame) that such translations came from.
+    tables: Marks,
+    /// One of them has changed since.
+    stale: bool,
+}
+
+#[derive(Debug)]
+struct Marks(Box<[u64; MARKS / 64]>);
+
+const MARKS: usize = 1 << 14;
+
+impl Default for Marks {
+    fn default() -> Self {
+        Marks(Box::new([0; MARKS / 64]))
+    }
+}
+
+impl Kept {
+    fn place(gpa: u64) -> (usize, u64) {
+        let bit = (gpa / PAGE) as usize % MARKS;
+        (bit / 64, 1 << (bit % 64))
+    }
+
+    fn note(&mut self, gpa: u64) {
+        let (word, bit) = Self::place(gpa);
+        self.tables.0[word] |= bit;
+    }
+
+    /// Everything was dropped.
+    pub fn clear(&mut self) {
+        self.tables.0.fill(0);
+        self.stale = false;
+    }
+}
+
 impl Vcpu {
+    /// An entry of a live page table of a para-virtual guest, at this guest-physical address, no longer allows what it
+    /// allowed.
+    #[inline]
+    pub fn table_changed(&mut self, gpa: u64) {
+        let (word, bit) = Kept::place(gpa);
+        if self.kept.tables.0[word] & bit != 0 {
+            self.kept.stale = true;
+        }
+    }
+
+    /// A para-virtual guest has another root of page tables, whose upper half is that of the old one if `same_upper_half`.
+    pub fn root_changed(&mut self, same_upper_half: bool) {
+        if same_upper_half && !self.kept.stale {
+            self.tlb.flush_local();
+        } else {
+            self.flush_tlb();
+        }
+        self.end_block();
+    }
+
     /// Finds where a linear address lies.
     pub(super) fn place_direct(
         &mut self,
@@ -27,7 +91,16 @@ impl Vcpu {
             return self.place_window(linear, paging, access, system);
         }
         match walk::translate(&self.memory, paging, linear, access) {
-            Ok(mapping) => Ok(self.enter(linear, paging, &mapping, access.user)),
+            Ok(mapping) => {
+                let global = !access.user && linear >= UPPER_HALF;
+                if global {
+                    // Which table the translation came from is noted, so that a change of it can be seen to matter.
+                    let mut leaf = 0;
+                    let _ = walk::walk(&self.memory, paging, linear, |step| leaf = step.entry_gpa);
+                    self.kept.note(leaf);
+                }
+                Ok(self.enter(linear, paging, &Mapping { global, ..mapping }, access.user))
+            }
             Err(fault) => match self.trapped(linear, paging, access, fault) {
                 Some(gpa) => Ok(Place::Table(gpa)),
                 None => {

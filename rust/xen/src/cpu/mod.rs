@@ -100,6 +100,12 @@ impl TlbControl for CpuTlb<'_> {
     fn flush_all(&mut self) {
         self.0.flush_tlb();
     }
+    fn root_changed(&mut self, same_upper_half: bool) {
+        self.0.root_changed(same_upper_half);
+    }
+    fn table_changed(&mut self, maddr: u64) {
+        self.0.table_changed(maddr);
+    }
     fn flush_page(&mut self, va: u64) {
         self.0.drop_page(va);
     }

@@ -117,6 +117,11 @@ impl DirectPaging {
                 }
             }
             if self.memory.compare_exchange(host, old.0, new.0).is_ok() {
+                if old.outdated_by(new)
+                    && let Some(maddr) = self.memory.address_of(host)
+                {
+                    tlb.table_changed(maddr);
+                }
                 if moves && old.present() {
                     self.drop_l1(tlb, old);
                 }
