@@ -1,7 +1,7 @@
 """One guest in two builds, side by side: unmodified in `full` mode, para-virtual in `para` mode.
 
 The guest is the package's own, so nothing is fetched. Both builds do the same work and check it themselves; what
-differs is how often guest code has to be left for it, and why. docs/modifying-a-guest.md reads the source with you.
+differs is how often the monitor has to do something for it, and what. docs/modifying-a-guest.md reads the source with you.
 """
 
 from __future__ import annotations
@@ -56,8 +56,10 @@ class Run:
     work: Work
     #: Instructions that the guest completed.
     instructions: int
-    #: How often guest code was left, by reason.
+    #: How often it did what only the monitor can do for it, by reason.
     departures: Departures
+    #: How often translated code did that without being left.
+    in_place: int
     #: Hypercalls by name; those that were made inside a multicall are counted by their own names as well.
     hypercalls: dict[str, int]
     #: Seconds of the host's.
@@ -66,9 +68,14 @@ class Run:
     output: str
 
     @property
+    def needed(self) -> int:
+        """How often the monitor had to do something for it."""
+        return sum(asdict(self.departures).values())
+
+    @property
     def left(self) -> int:
         """How often guest code was left, for whatever reason."""
-        return sum(asdict(self.departures).values())
+        return self.needed - self.in_place
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +144,7 @@ def run_one(
         begun = time.perf_counter()
         ended = vm.run(host_timeout=_PATIENCE + rounds * _PATIENCE_PER_ROUND)
         seconds = time.perf_counter() - begun
-        output = vm.console.transcript
+        output, stats = vm.console.transcript, vm.stats
         hypercalls = (
             {name: row.calls for name, row in vm.hypercalls.stats().items()} if mode == "para" else {}
         )
@@ -145,8 +152,9 @@ def run_one(
             mode=mode,
             success=isinstance(ended, exits.Shutdown) and _says_success(output),
             work=_work(output, mode),
-            instructions=vm.icount,
-            departures=vm.stats.departures,
+            instructions=stats.instructions,
+            departures=stats.departures,
+            in_place=stats.translator.in_place if stats.translator else 0,
             hypercalls={name: calls for name, calls in hypercalls.items() if calls},
             seconds=seconds,
             output=output,

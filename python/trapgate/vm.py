@@ -77,14 +77,16 @@ class TranslatorStats:
     misses: int
     #: Times that all translated code was dropped.
     flushes: int
+    #: System calls and returns from them that translated code did without being left.
+    in_place: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class Departures:
-    """How often guest code was left for something that the monitor does for it, by reason.
+    """How often a guest did what only its monitor can do for it, by reason.
 
-    Both engines count alike. What the translator does in place (CLI, STI, SWAPGS, reads of control registers) leaves
-    nothing and is not here.
+    Both engines count alike. For most of it guest code is left; what the translator has done in place nevertheless is
+    `TranslatorStats.in_place`. CLI, STI, SWAPGS and reads of control registers are not here.
     """
 
     #: System calls of user code.
@@ -115,7 +117,7 @@ class Stats:
     engine: str
     #: What the translator has done; None where the interpreter does all.
     translator: TranslatorStats | None
-    #: How often guest code was left, by reason.
+    #: How often the guest needed its monitor, by reason.
     departures: Departures
     #: Completed instructions.
     instructions: int

@@ -43,13 +43,21 @@ const COMMON: &[&str] = &["work.c", "text.c"];
 const PROGRAM: &str = "user.c";
 const BUILDS: [(&str, &[&str]); 2] = [
     ("hardware", &["start.S", "cpu.c", "memory.c", "devices.c"]),
-    ("xen", &["start.S", "cpu.c", "memory.c", "events.c", "abi.c",
+    (
+        "xen",
+        &[
+            "start.S",
+            "cpu.c",
+            "memory.c",
+            "events.c",
+            "abi.c",
             "abi_calls.c",
             "abi_cpu.c",
             "abi_tables.c",
             "abi_memory.c",
             "abi_events.c",
-        ]),
+        ],
+    ),
 ];
 
 fn main() -> Result<(), Box<dyn Error>> {

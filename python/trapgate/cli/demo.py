@@ -1,4 +1,4 @@
-"""`trapgate demo`: one guest unmodified and para-virtual, and how often each needed its monitor."""
+"""`trapgate demo`: one guest unmodified and para-virtual, and how often each needed its monitor, and why."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _WORK = (
     ("space_switches", "switches of address space"),
     ("ticks", "timer interrupts"),
 )
-# Why guest code is left, by the names of `vm.Departures`, in the order in which it is shown.
+# What needs the monitor, by the names of `vm.Departures`, in the order in which it is shown.
 _REASONS = (
     ("system_calls", "system calls"),
     ("page_faults", "page faults"),
@@ -51,7 +51,7 @@ _Row = tuple[str, "float | None", "float | None"]
     "--json", "json_file", metavar="FILE", help="Write the figures to FILE (- for standard output)."
 )
 def demo(rounds: int, engine: str, clock: str, json_file: str | None) -> int:
-    """Run one small guest in two builds, and show what each did and how often its code was left.
+    """Run one small guest in two builds, and show what each did and what it needed its monitor for.
 
     The first is unmodified and touches the hardware; the second calls the monitor instead. Both check their own work,
     and the exit status is 0 only if both found it right.
@@ -71,7 +71,7 @@ def _show(found: showing.Demo) -> None:
     click.echo(f"{'':42}{'unmodified':>16}{'para-virtual':>16}{'ratio':>10}")
     for title, rows in (
         ("What the guest did", list(_work(found))),
-        ("How often its code was left, and why", list(_reasons(found))),
+        ("What it needed its monitor for, and how often", list(_reasons(found))),
         ("Hypercalls by name", list(_hypercalls(found))),
         ("What it took", list(_costs(found))),
     ):
@@ -94,7 +94,9 @@ def _reasons(found: showing.Demo) -> Iterator[_Row]:
         full, para = (getattr(run.departures, name) for run in (found.full, found.para))
         if full or para:
             yield text, full or None, para or None
-    yield "all together", found.full.left, found.para.left
+    yield "all together", found.full.needed, found.para.needed
+    yield "of these done within translated code", found.full.in_place or None, found.para.in_place or None
+    yield "guest code was left", found.full.left, found.para.left
 
 
 def _hypercalls(found: showing.Demo) -> Iterator[_Row]:
@@ -112,7 +114,7 @@ def _hypercalls(found: showing.Demo) -> Iterator[_Row]:
 def _costs(found: showing.Demo) -> Iterator[_Row]:
     yield "instructions", found.full.instructions, found.para.instructions
     yield (
-        "instructions between two departures",
+        "instructions between leaving and leaving",
         found.full.instructions // found.full.left,
         found.para.instructions // found.para.left,
     )

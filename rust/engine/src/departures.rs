@@ -1,8 +1,9 @@
-//! Why guest code was left: what a processor did that its monitor had to do for it, counted by reason.
+//! Why guest code is left: what a guest does that only its monitor can do for it, counted by reason.
 //!
-//! Both executors count by the same rule, so a guest's numbers do not depend on which of them ran it. What the translator
-//! does in place (CLI, STI, SWAPGS, reads of control registers) leaves nothing and is not counted, even where the
-//! interpreter runs it. The counters are no state of the guest: nothing saves or hashes them.
+//! Both executors count by the same rule, so a guest's numbers do not depend on which of them ran it. Where the translator
+//! has found a way to do a system call or the return from it in place, it counts in `TranslatorStats::in_place` as well.
+//! CLI, STI, SWAPGS and reads of control registers are a move for the one and for the other, and are not counted. The counters are no
+//! state of the guest: nothing saves or hashes them.
 
 use trapgate_x86::exception::Vector;
 

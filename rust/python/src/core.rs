@@ -509,6 +509,7 @@ impl Core {
             ("interpreted", stats.interpreted),
             ("misses", stats.misses),
             ("flushes", stats.flushes),
+            ("in_place", stats.in_place),
         ]))
     }
 
