@@ -1,7 +1,7 @@
 """One guest in two builds, side by side: unmodified in `full` mode, para-virtual in `para` mode.
 
 The guest is the package's own, so nothing is fetched. Both builds do the same work and check it themselves; what
-differs is how often the monitor has to do something for it, and what. docs/modifying-a-guest.md reads the source with you.
+differs is what the monitor has to do for it, and how often. docs/modifying-a-guest.md reads the source with you.
 """
 
 from __future__ import annotations
