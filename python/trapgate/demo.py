@@ -93,7 +93,10 @@ class Demo:
 
     def as_dict(self) -> dict[str, Any]:
         """Give everything as what JSON can hold."""
-        return {"success": self.success, **asdict(self)}
+        result = {"success": self.success, **asdict(self)}
+        for run in (self.full, self.para):
+            result[run.mode] |= {"needed": run.needed, "left": run.left}
+        return result
 
 
 @dataclass(frozen=True, kw_only=True)

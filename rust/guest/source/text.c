@@ -92,6 +92,19 @@ u64 command_line_number(const char *name, u64 otherwise) {
     return number;
 }
 
+/* Compilers call these for structures, library or not. */
+void *memcpy(void *to, const void *from, u64 size) {
+    void *at = to;
+    asm volatile("rep movsb" : "+D"(at), "+S"(from), "+c"(size) : : "memory");
+    return to;
+}
+
+void *memset(void *to, int value, u64 size) {
+    void *at = to;
+    asm volatile("rep stosb" : "+D"(at), "+c"(size) : "a"(value) : "memory");
+    return to;
+}
+
 /* Pages to be had: a pool inside the image, which both builds find mapped at their start. */
 #define POOL 128
 static u8 pool[POOL][PAGE] __attribute__((aligned(4096)));

@@ -51,11 +51,16 @@ void test_vcpu(void);
 
 /* Executes an instruction that may fault, and gives the vector or NO_TRAP. EAX, ECX and EDX are its arguments and what it
  * leaves there; trap() goes on at RBX. */
-#define TRY(instruction, eax, ecx, edx)                                                                              \
+#define TRY(instruction, eax, ecx, edx) TRY_AT("1f", instruction, eax, ecx, edx)
+
+/* The same for INT n, whose frame points behind it. */
+#define TRY_SOFTWARE(instruction, eax, ecx, edx) TRY_AT("2f", instruction, eax, ecx, edx)
+
+#define TRY_AT(trap_at, instruction, eax, ecx, edx)                                                                  \
     ({                                                                                                               \
         caught_trap = NO_TRAP;                                                                                       \
         asm volatile("lea 2f(%%rip), %%rbx\n\t"                                                                      \
-                     "lea 1f(%%rip), %%r8\n\t"                                                                       \
+                     "lea " trap_at "(%%rip), %%r8\n\t"                                                              \
                      "mov %%r8, expected_trap(%%rip)\n"                                                              \
                      "1: " instruction "\n"                                                                          \
                      "2:"                                                                                            \

@@ -3,7 +3,10 @@
 
 #include "abi.h"
 
+#define BREAKPOINT 3
 #define UNDEFINED 6
+
+extern char breakpoint_entry[];
 #define PROTECTION 13
 
 static void test_trap_table(void) {
@@ -14,7 +17,12 @@ static void test_trap_table(void) {
     expect("set_trap_table from nowhere", hypercall(SET_TRAP_TABLE, NOWHERE, 0, 0, 0), -EFAULT);
     /* Only a gate of privilege 1 and more may be called from the kernel, which runs where privilege 1 would be. */
     u64 a = 0, c = 0, d = 0;
-    expect("INT 200 whose gate has privilege 0", TRY("int $200", a, c, d), PROTECTION);
+    expect("INT 200 whose gate has privilege 0", (i64)TRY("int $200", a, c, d), PROTECTION);
+    expect("its error code", (i64)caught_frame.error, 200 * 8 + 2);
+    struct trap_info open[] = {{201, 1, 0xe033, 0, (u64)breakpoint_entry}, {0, 0, 0, 0, 0}};
+    hypercall(SET_TRAP_TABLE, (u64)open, 0, 0, 0);
+    expect("INT 201 whose gate has privilege 1", (i64)TRY_SOFTWARE("int $201", a, c, d), BREAKPOINT);
+    expect("INT3, which is never refused", (i64)TRY_SOFTWARE("int3", a, c, d), BREAKPOINT);
 }
 
 static i64 debug_register(u64 number, u64 value) { return hypercall(SET_DEBUGREG, number, value, 0, 0); }
