@@ -35,6 +35,7 @@ typedef _Bool bool;
 #define PHASE_TOUCH 1    /* calls, writes to pages that are not there, waits for the timer */
 #define PHASE_CHECK 2    /* calls, finds what it wrote, writes to a page that was made read-only */
 #define PHASE_TRESPASS 3 /* reads the kernel's memory, and is stopped */
+#define PHASE_USURP 4    /* executes a privileged instruction, and is stopped */
 
 /* System calls: number in RAX, arguments in RDI and RSI, result in RAX, as SYSCALL leaves them. */
 #define CALL_EXIT 0  /* (value): the run is over */
@@ -92,6 +93,7 @@ void user_finish(u64 value) __attribute__((noreturn));
 void work(void) __attribute__((noreturn));
 u64 work_system_call(u64 number, u64 first, u64 second);
 bool work_page_fault(u64 address, u64 error);
+void work_user_exception(void) __attribute__((noreturn));
 void work_tick(void);
 
 /* --- Text and memory: text.c. --- */

@@ -32,6 +32,8 @@ IN_USER_PAGES void user_main(u64 phase, u64 seed) {
     u64 sum = seed;
     if (phase == PHASE_TRESPASS)
         sum = *(volatile u64 *)(KERNEL_BASE + 0x100000);
+    if (phase == PHASE_USURP)
+        asm volatile("cli");
     if (phase == PHASE_HELLO)
         say_hello(seed);
     for (u64 n = 0; n < CALLS_PER_RUN; n++)

@@ -87,6 +87,9 @@ bool work_page_fault(u64 address, u64 error) {
     return true;
 }
 
+/* An exception of the user program's own making ends its run. */
+void work_user_exception(void) { user_finish(RUN_STOPPED); }
+
 void work_tick(void) {
     done.ticks++;
     if (clock_page)
@@ -170,6 +173,7 @@ static void do_work(u64 rounds) {
         go_to(which);
         run(PHASE_HELLO, which);
         check("the end of a run that reached for the kernel's memory", enter_user(PHASE_TRESPASS, 0), RUN_STOPPED);
+        check("the end of a run that switched interrupts off", enter_user(PHASE_USURP, 0), RUN_STOPPED);
     }
     for (u64 round = 0; round < rounds; round++)
         do_round(round);

@@ -94,6 +94,8 @@ void trap(struct frame *frame) {
         timer_acknowledge();
         return;
     }
+    if ((frame->cs & 3) == 3)
+        work_user_exception();
     panic("unexpected exception", frame->rip, frame->vector);
 }
 

@@ -73,6 +73,7 @@ void test_numbers(void) {
 }
 
 bool machine_test_interface(void) {
+    test_start();
     test_numbers();
     test_small_calls();
     test_processor();

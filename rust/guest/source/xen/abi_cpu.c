@@ -5,6 +5,7 @@
 
 #define BREAKPOINT 3
 #define UNDEFINED 6
+#define NOT_AVAILABLE 7
 
 extern char breakpoint_entry[];
 #define PROTECTION 13
@@ -88,6 +89,25 @@ static void expect_msr(const char *what, u64 number, u64 wanted) {
     expect(what, (i64)(d << 32 | a), (i64)wanted);
 }
 
+static void test_control_registers(void) {
+    u64 a = 0, c = 0, d = 0;
+    TRY("mov %%cr0, %%rax", a, c, d);
+    expect("MOV to CR0 with what it is", (i64)TRY("mov %%rax, %%cr0", a, c, d), NO_TRAP);
+    a &= ~1ul << 16;
+    expect("MOV to CR0 without WP", (i64)TRY("mov %%rax, %%cr0", a, c, d), PROTECTION);
+    TRY("mov %%cr4, %%rax", a, c, d);
+    u64 before = a;
+    /* PGE is not the guest's to choose: the write is carried out without it. */
+    a |= 1ul << 7;
+    expect("MOV to CR4 with PGE", (i64)TRY("mov %%rax, %%cr4", a, c, d), NO_TRAP);
+    TRY("mov %%cr4, %%rax", a, c, d);
+    expect("CR4 after it", (i64)a, (i64)before);
+    TRY("mov %%cr3, %%rax", a, c, d);
+    expect("MOV to CR3 with what it is", (i64)TRY("mov %%rax, %%cr3", a, c, d), NO_TRAP);
+    a = start_info->shared_info;
+    expect("MOV to CR3 with what is no root", (i64)TRY("mov %%rax, %%cr3", a, c, d), PROTECTION);
+}
+
 static void test_registers(void) {
     u64 a = 0, c = 0, d = 0;
     expect_msr("EFER", 0xc0000080, 0xd01);
@@ -103,6 +123,11 @@ static void test_registers(void) {
     expect("CR3", (i64)a, (i64)(machine_frame((void *)start_info->pt_base) * PAGE));
     expect("MOV from CR4", (i64)TRY("mov %%cr4, %%rax", a, c, d), NO_TRAP);
     expect("CR4.PAE", a >> 5 & 1, 1);
+    c = 0xc0000080, a = 0xd01, d = 0;
+    expect("WRMSR of EFER with what it is", (i64)TRY("wrmsr", a, c, d), NO_TRAP);
+    a = 0xd00;
+    expect("WRMSR of EFER with something else", (i64)TRY("wrmsr", a, c, d), PROTECTION);
+    test_control_registers();
     /* CR0.TS by call and by instruction. */
     expect("fpu_taskswitch 1", hypercall(5, 1, 0, 0, 0), 0);
     TRY("mov %%cr0, %%rax", a, c, d);
@@ -110,7 +135,36 @@ static void test_registers(void) {
     expect("CLTS", (i64)TRY("clts", a, c, d), NO_TRAP);
     TRY("mov %%cr0, %%rax", a, c, d);
     expect("CR0.TS clear", a >> 3 & 1, 0);
+    hypercall(5, 1, 0, 0, 0);
+    expect("an x87 instruction with CR0.TS", (i64)TRY("fnclex", a, c, d), NOT_AVAILABLE);
+    TRY("mov %%cr0, %%rax", a, c, d);
+    expect("CR0.TS in the handler, cleared for it", a >> 3 & 1, 0);
     expect("fpu_taskswitch 0", hypercall(5, 0, 0, 0, 0), 0);
+}
+
+/* What only a kernel on hardware could use is not shown (xen/include/public/arch-x86/cpufeatureset.h). */
+static void test_hidden_features(void) {
+    static const struct {
+        u32 leaf, edx, ecx, ebx;
+    } hidden[] = {
+        {1, 1u << 1 | 1u << 3 | 1u << 12 | 1u << 13 | 1u << 17, 1u << 3 | 1u << 5 | 1u << 17 | 1u << 21 | 1u << 24, 0},
+        {7, 0, 1u << 2 | 1u << 3 | 1u << 16, 1u << 1 | 1u << 7 | 1u << 10 | 1u << 20},
+        {0x80000001, 1u << 26, 1u << 2 | 1u << 4, 0},
+    };
+    for (u64 n = 0; n < sizeof hidden / sizeof *hidden; n++) {
+        u32 a = hidden[n].leaf, b, c = 0, d;
+        asm volatile("cpuid" : "+a"(a), "=b"(b), "+c"(c), "=d"(d));
+        expect("features that are to be hidden", (d & hidden[n].edx) | (c & hidden[n].ecx) | (b & hidden[n].ebx), 0);
+    }
+    u32 a = 0x80000001, b, c = 0, d;
+    asm volatile("cpuid" : "+a"(a), "=b"(b), "+c"(c), "=d"(d));
+    expect("SYSCALL, NX and long mode", d & (1u << 11 | 1u << 20 | 1u << 29), 1u << 11 | 1u << 20 | 1u << 29);
+    a = 0x40000001, c = 0;
+    asm volatile("cpuid" : "+a"(a), "=b"(b), "+c"(c), "=d"(d));
+    expect("the hypervisor's version, as xen_version gives it", a, hypercall(XEN_VERSION, 0, 0, 0, 0));
+    a = 0x40000005, c = 0;
+    asm volatile("cpuid" : "+a"(a), "=b"(b), "+c"(c), "=d"(d));
+    expect_true("bits of a machine address", (b & 0xff) >= 36 && (b & 0xff) <= 44);
 }
 
 static void test_cpuid(void) {
@@ -209,6 +263,7 @@ void test_processor(void) {
     test_descriptors();
     test_registers();
     test_cpuid();
+    test_hidden_features();
     test_refused_instructions();
     test_frames();
     test_kept_registers();

@@ -5,8 +5,8 @@
 
 const char machine_kind[] = "Xen PV build";
 
-extern char divide_entry[], breakpoint_entry[], invalid_opcode_entry[], protection_entry[];
-extern char page_fault_entry[], event_entry[], system_call_entry[];
+extern char divide_entry[], breakpoint_entry[], invalid_opcode_entry[], device_not_available_entry[];
+extern char protection_entry[], page_fault_entry[], event_entry[], system_call_entry[];
 
 /* Set by start.S, from RSI. */
 struct start_info *start_info;
@@ -20,6 +20,7 @@ static void set_trap_table(void) {
         {0, TRAP_MASKS_EVENTS, 0xe033, 0, (u64)divide_entry},
         {3, TRAP_MASKS_EVENTS, 0xe033, 0, (u64)breakpoint_entry},
         {6, TRAP_MASKS_EVENTS, 0xe033, 0, (u64)invalid_opcode_entry},
+        {7, TRAP_MASKS_EVENTS, 0xe033, 0, (u64)device_not_available_entry},
         {13, TRAP_MASKS_EVENTS, 0xe033, 0, (u64)protection_entry},
         {VECTOR_PAGE_FAULT, TRAP_MASKS_EVENTS, 0xe033, 0, (u64)page_fault_entry},
         {0, 0, 0, 0, 0},
@@ -70,6 +71,9 @@ void trap(struct frame *frame) {
         events_handle();
         return;
     }
+    /* The selector of a frame shows privilege 0 for the kernel, which runs at 3 like its programs. */
+    if ((frame->cs & 3) == 3)
+        work_user_exception();
     panic("unexpected exception", frame->rip, frame->vector);
 }
 

@@ -67,6 +67,7 @@ _start:
     entry divide_entry, 0, 0
     entry breakpoint_entry, 3, 0
     entry invalid_opcode_entry, 6, 0
+    entry device_not_available_entry, 7, 0
     entry protection_entry, 13, 1
     entry page_fault_entry, VECTOR_PAGE_FAULT, 1
     entry event_entry, VECTOR_TIMER, 0

@@ -82,6 +82,7 @@ struct vcpu_info {
 struct shared_info {
     struct vcpu_info vcpu[32];
     volatile u64 pending[64], mask[64];
+    volatile u32 wall_version, wall_seconds, wall_nanoseconds, wall_seconds_high;
 };
 
 /* The console's ring (io/console.h): indices run freely and are masked where they are used. */
