@@ -17,17 +17,23 @@ if TYPE_CHECKING:
     from trapgate import images as images
     from trapgate._core import __version__ as __version__
     from trapgate._core import build_info as build_info
+    from trapgate.config import Disk as Disk
     from trapgate.config import Machine as Machine
+    from trapgate.config import Nic as Nic
     from trapgate.instructions import Instruction as Instruction
     from trapgate.instructions import decode as decode
     from trapgate.instructions import decode_columns as decode_columns
+    from trapgate.network import Switch as Switch
     from trapgate.translation import translate as translate
     from trapgate.vm import VM as VM
 
 __all__ = [
     "VM",
+    "Disk",
     "Instruction",
     "Machine",
+    "Nic",
+    "Switch",
     "__version__",
     "bench",
     "build_info",
@@ -44,7 +50,10 @@ __all__ = [
 _HOME = {
     "VM": "trapgate.vm",
     "Instruction": "trapgate.instructions",
+    "Disk": "trapgate.config",
     "Machine": "trapgate.config",
+    "Nic": "trapgate.config",
+    "Switch": "trapgate.network",
     "__version__": "trapgate._core",
     "build_info": "trapgate._core",
     "decode": "trapgate.instructions",

@@ -372,6 +372,10 @@ impl Vcpu {
             fetch: may(false, true),
             global: m.global,
         };
+        if self.para && rights.write {
+            let pages = (self.memory.len() / PAGE) as usize;
+            self.kept.note_writable(page.offset, linear, pages);
+        }
         self.tlb.fill(linear, user, page.offset, m.page_size, rights);
         if page.read_only { Place::Rom(page.offset + offset) } else { Place::Ram(page.offset + offset) }
     }
