@@ -33,6 +33,29 @@ def test_every_call_is_tried() -> None:
         assert vm.hypercalls.unknown > 15
 
 
+CRASHES = [
+    "exception 6 (error code 0x0, address 0x0) has no handler in the trap table",
+    "the frame of an iret cannot be read",
+    "iret to user mode without page tables for it",
+    "no frame can be written at 0xffffffffbfefff",
+    "no frame can be written at 0xffff800000000f",
+    "no frame can be written at",
+    "an event is unmasked, but no event callback is registered",
+]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("way", range(len(CRASHES)), ids=CRASHES)
+def test_what_no_kernel_can_carry_on_from_ends_the_domain(way: int, engine: Engine) -> None:
+    with VM(demo.machine("para", append=f"abi crash={way}", engine=engine)) as vm:
+        match vm.run(host_timeout=60):
+            case exits.Crashed(message=str(message)):
+                assert message.startswith(CRASHES[way])
+                assert "in kernel mode at 0xffffffff801" in message
+            case other:
+                raise AssertionError(f"{other}\n{vm.console.transcript}")
+
+
 def test_wrong_answers_are_found() -> None:
     with VM(demo.machine("para", append="abi")) as vm:
         vm.hypercalls["nmi_op"].forbid(95)

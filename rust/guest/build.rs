@@ -51,6 +51,7 @@ const BUILDS: [(&str, &[&str]); 2] = [
             "memory.c",
             "events.c",
             "abi.c",
+            "abi_crash.c",
             "abi_start.c",
             "abi_calls.c",
             "abi_cpu.c",

@@ -73,6 +73,9 @@ void test_numbers(void) {
 }
 
 bool machine_test_interface(void) {
+    u64 way = command_line_number("crash=", NO_TRAP);
+    if (way != NO_TRAP)
+        crash(way);
     test_start();
     test_numbers();
     test_small_calls();

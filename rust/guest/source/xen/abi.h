@@ -39,6 +39,7 @@ u64 read_only_entry(const void *page);
 /* Whether a port's bit is set, and take it back. */
 bool take_event(u32 port);
 
+void crash(u64 number);
 void test_start(void);
 void test_numbers(void);
 void test_small_calls(void);
