@@ -141,6 +141,13 @@ fn closed() -> PyErr {
     errors::state("the machine is closed")
 }
 
+fn checked(address: u64, size: usize) -> PyErr {
+    errors::memory(format!(
+        "{size:#x} bytes at {address:#x} touch a page table or descriptors that the guest has in use, which only its \
+         hypercalls may change"
+    ))
+}
+
 fn broken() -> PyErr {
     errors::internal("the machine stopped in the middle of an instruction; it cannot be used on")
 }
@@ -568,6 +575,10 @@ impl Core {
         let mut bytes = errors::room(size)?;
         bytes.resize(size, 0);
         data.copy_to_slice(py, &mut bytes)?;
+        if let Some(board) = self.open()?.board.xen_pv() {
+            let written = py.detach(|| board.domain.write_memory(address, &bytes)).map_err(errors::memory)?;
+            return if written { Ok(()) } else { Err(checked(address, size)) };
+        }
         py.detach(|| memory.write(address, &bytes)).map_err(errors::memory)
     }
 
