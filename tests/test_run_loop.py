@@ -45,6 +45,9 @@ class ScriptedCore:
     def close(self) -> None:
         pass
 
+    def domain(self) -> None:
+        """It is no para-virtual guest."""
+
     def run(
         self, max_icount: int, deadline: int, milliseconds: int, watch_console: bool
     ) -> tuple[str, int, int]:
