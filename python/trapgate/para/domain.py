@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 from typing import TYPE_CHECKING
 
-from trapgate.errors import ConfigError
+from trapgate.errors import ConfigError, StateError
 from trapgate.xenstore import XenStore, layout
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class Domain:
 
     def __init__(self, core: Core, native: CoreDomain, store: XenStore, name: str) -> None:
         self._core = core
-        self._native = native
+        self._native_or_none: CoreDomain | None = native
         #: The store that the guest and its back-ends talk by.
         self.store = store
         self.name = name
@@ -64,6 +64,12 @@ class Domain:
         )
         store.introduce(self.domid, _SharedPage(core, address), self._notify_store)
         self._more = False
+
+    @property
+    def _native(self) -> CoreDomain:
+        if self._native_or_none is None:
+            raise StateError("the machine is closed")
+        return self._native_or_none
 
     @property
     def uuid(self) -> uuid.UUID:
@@ -123,3 +129,5 @@ class Domain:
         if self.store.introduced(self.domid):
             self.store.release(self.domid)
             layout.remove_domain(self.store, self.domid)
+        # It holds the guest's memory.
+        self._native_or_none = None
