@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from trapgate._core import __version__ as __version__
     from trapgate._core import build_info as build_info
     from trapgate.config import Machine as Machine
+    from trapgate.hypervisor import Hypervisor as Hypervisor
     from trapgate.instructions import Instruction as Instruction
     from trapgate.instructions import decode as decode
     from trapgate.instructions import decode_columns as decode_columns
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "VM",
+    "Hypervisor",
     "Instruction",
     "Machine",
     "__version__",
@@ -41,6 +43,7 @@ __all__ = [
 # Public name -> the module it is taken from; a module listed under its own name is exported itself.
 _HOME = {
     "VM": "trapgate.vm",
+    "Hypervisor": "trapgate.hypervisor",
     "Instruction": "trapgate.instructions",
     "Machine": "trapgate.config",
     "__version__": "trapgate._core",
