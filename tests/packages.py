@@ -13,7 +13,7 @@ from trapgate import Machine
 from trapgate.images.apt import PrivateApt
 from trapgate.images.cpio import Archive
 
-__all__ = ["Packages", "add", "with_files"]
+__all__ = ["Packages", "add", "contents", "with_files"]
 
 
 class Packages:
@@ -43,6 +43,18 @@ def add(root: Archive, package: Path, wanted: Callable[[str], bool]) -> None:
                 data = tar.extractfile(member)
                 assert data is not None
                 root.file(name, data.read(), stat.S_IMODE(member.mode))
+
+
+def contents(package: Path, wanted: Callable[[str], bool]) -> dict[str, bytes]:
+    """Give those files of a package whose names are `wanted`, by name."""
+    listing = subprocess.run(["dpkg-deb", "--fsys-tarfile", package], stdout=subprocess.PIPE, check=True)
+    found = {}
+    with tarfile.open(fileobj=io.BytesIO(listing.stdout)) as tar:
+        for member in tar:
+            name = member.name.removeprefix(".")
+            if member.isreg() and wanted(name) and (data := tar.extractfile(member)) is not None:
+                found[name] = data.read()
+    return found
 
 
 def with_files(machine: Machine, root: Archive) -> Machine:

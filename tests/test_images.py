@@ -14,13 +14,21 @@ from pathlib import Path
 import pytest
 
 from trapgate import errors, images
-from trapgate.images import apt, sources
+from trapgate.images import apt, modules, sources
+from trapgate.images.cpio import Archive
 
 NEEDED = ("apt-get", "apt-cache", "apt-config", "dpkg-deb")
 needs_apt = pytest.mark.skipif(any(shutil.which(tool) is None for tool in NEEDED), reason="needs apt")
 
 KERNEL = b"not a kernel, but as long as one" * 4096
 BUSYBOX = b"not a program" * 1000
+MODULES = "/lib/modules/6.1.0-99-amd64"
+NEEDS = {**dict.fromkeys(modules.WANTED, ""), "ext4": "jbd2,mbcache", "jbd2": "crc32c_generic"}
+
+
+def module(needs: str, aliases: str = "") -> bytes:
+    """Give what of a kernel module is looked at."""
+    return f"\x7fELF\0license=GPL\0{aliases}depends={needs}\0name=x\0".encode()
 
 
 @pytest.fixture
@@ -68,7 +76,8 @@ def mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             {
                 "/boot/config-6.1.0-99-amd64": b"",
                 "/boot/vmlinuz-6.1.0-99-amd64": KERNEL,
-                "/lib/modules/x": b"m",
+                **{f"{MODULES}/kernel/{name}.ko": module(needs) for name, needs in NEEDS.items()},
+                f"{MODULES}/kernel/other.ko": module(""),
             },
         ),
         make_package(pool, "busybox-static", "1.35", "", {"/bin/busybox": BUSYBOX}),
@@ -101,7 +110,10 @@ def test_pull_builds_the_image_from_packages(cache: Path) -> None:
     told: list[tuple[str, float | None]] = []
     image = images.pull("debian-12", progress=lambda text, part: told.append((text, part)))
     assert image.kernel.read_bytes() == KERNEL
-    assert BUSYBOX in image.initrd.read_bytes()
+    initrd = image.initrd.read_bytes()
+    assert BUSYBOX in initrd
+    assert f"{MODULES}/kernel/xen-blkfront.ko".encode()[1:] in initrd
+    assert b"other.ko" not in initrd
     assert image.append == "console=ttyS0"
     assert image.packages == {"linux-image-6.1.0-99-amd64": "6.1.99-1", "busybox-static": "1.35"}
     assert images.path("debian-12") == image.kernel.parent == cache / "images/debian-12"
@@ -111,6 +123,34 @@ def test_pull_builds_the_image_from_packages(cache: Path) -> None:
     # Nothing is left beside it but the lock.
     assert {p.name for p in cache.iterdir()} == {"images"}
     assert {p.name for p in (cache / "images").iterdir()} == {"debian-12", ".debian-12.lock"}
+
+
+def test_modules_come_with_the_tables_of_depmod() -> None:
+    root = Archive()
+    folder = f"{MODULES}/kernel/fs"
+    aliases = "alias=fs-ext4\0alias=ext3\0softdep=pre: crypto-crc32c\0"
+    files = {
+        f"{folder}/ext4.ko": module("jbd2,crc16", aliases),
+        f"{folder}/jbd2.ko": module("crc16,crc32c_intel"),
+        f"{folder}/crc16.ko": module(""),
+        f"{folder}/crc32c-intel.ko": module("", "alias=crc32c\0"),
+    }
+    modules.add(root, files)
+    archive = root.to_bytes().decode("latin-1")
+    # What a module needs comes before it, when it is read from the end.
+    assert "kernel/fs/ext4.ko: kernel/fs/jbd2.ko kernel/fs/crc16.ko kernel/fs/crc32c-intel.ko\n" in archive
+    assert "kernel/fs/crc16.ko:\n" in archive
+    assert "alias fs-ext4 ext4\nalias ext3 ext4\nalias crc32c crc32c_intel\n" in archive
+    assert "softdep ext4 pre: crypto-crc32c\n" in archive
+    assert all(f"{name[1:]}\0" in archive for name in files)
+    for wrong, why in (
+        ({f"{folder}/a.ko": module("b")}, "need b"),
+        ({f"{folder}/a.ko": b"nothing"}, "does not say"),
+        ({f"{folder}/a.ko": module(""), "/lib/modules/7/kernel/b.ko": module("")}, "2 folders"),
+        ({"/lib/modules/a.ko": module("")}, "not where"),
+    ):
+        with pytest.raises(errors.ImageError, match=why):
+            modules.add(Archive(), wrong)
 
 
 @needs_apt

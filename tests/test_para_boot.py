@@ -1,4 +1,4 @@
-"""Debian's own kernel as a para-virtual guest: the same file that boots in full mode, from Python and from the command."""
+"""Debian's own kernel as a para-virtual guest: the file that boots in full mode, from Python and the command."""
 
 from __future__ import annotations
 
@@ -79,17 +79,19 @@ def test_the_guest_reads_and_writes_the_store(booted: VM) -> None:
 
 def test_hypercalls_are_counted_by_who_serves_them(booted: VM) -> None:
     stats = booted.hypercalls.stats()
-    assert stats["iret"].calls > 100 and stats["iret"].handler == "native"
-    assert stats["mmu_update"].calls > 100 and stats["mmu_update"].nanoseconds > 0
+    assert stats["iret"].calls > 100
+    assert stats["iret"].handler == "native"
+    assert stats["mmu_update"].calls > 100
+    assert stats["mmu_update"].nanoseconds > 0
     assert stats["sysctl"].handler == "error"
     assert booted.hypercalls.by_number(17).name == "xen_version"
 
 
 def test_memory_is_the_guests_in_its_own_addresses(booted: VM) -> None:
-    start = booted.mem.view().tobytes().find(b"Linux version 6.1.0-")
-    assert start > 0
+    ram = max(booted.mem.regions, key=len)
     # PFNs are not MFNs: nothing of the domain lies where a PC's memory would.
-    assert all(base >= 0x10_0000 << 12 for base, _ in booted._core.regions())
+    assert ram.start >= 0x10_0000 << 12
+    assert booted.mem.view(ram.start).tobytes().find(b"Linux version 6.1.0-") > 0
 
 
 def test_it_powers_off(para: Machine) -> None:
@@ -110,20 +112,20 @@ def test_it_does_what_the_host_asks_for(para: Machine, reason: str, end: type[ex
         assert isinstance(vm.run(host_timeout=120), end)
 
 
-@pytest.mark.parametrize("engine", ["auto", "interpret"])
-def test_virtual_time_is_the_same_in_both_engines_and_in_every_run(para: Machine, engine: str) -> None:
+def test_virtual_time_is_the_same_in_both_engines_and_in_every_run(para: Machine) -> None:
     seen = set()
-    for one in ("auto", engine):
-        with VM(para.replace(engine=one, clock="virtual")) as vm:
-            vm.run(until="Xen: using vcpuop timer interface", host_timeout=300)
-            vm.run(max_instructions=100_000_000)
+    for engine in ("auto", "auto", "interpret"):
+        with VM(para.replace(engine=engine, clock="virtual")) as vm:
+            reached = vm.run(until="Using 2-level ABI", host_timeout=300)
+            assert isinstance(reached, exits.Expected)
+            vm.run(max_instructions=50_000_000)
             seen.add((vm.icount, vm.digest()))
     assert len(seen) == 1
 
 
 def test_a_kernel_without_the_interface_is_refused_in_one_sentence(debian: Machine) -> None:
-    config = guests.machine("hlt").replace(mode="para", memory="16M")
-    with pytest.raises(ConfigError, match="not modified for para-virtualization.*`full` mode runs it"):
+    config = Machine(kernel=guests.assemble("hlt"), mode="para", memory="16M")
+    with pytest.raises(ConfigError, match=r"not modified for para-virtualization.*`full` mode runs it"):
         VM(config)
 
 
@@ -136,7 +138,18 @@ def test_what_only_a_domain_has_is_refused_elsewhere(debian: Machine) -> None:
 
 def test_the_command_boots_and_reports(tmp_path: Path) -> None:
     report = tmp_path / "report.json"
-    command = [sys.executable, "-m", "trapgate", "boot", "debian-12", "--mode", "para", "--expect", "# ", "--json"]
+    command = [
+        sys.executable,
+        "-m",
+        "trapgate",
+        "boot",
+        "debian-12",
+        "--mode",
+        "para",
+        "--expect",
+        "# ",
+        "--json",
+    ]
     done = subprocess.run([*command, str(report)], capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     found = json.loads(report.read_text())

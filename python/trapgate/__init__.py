@@ -16,19 +16,25 @@ if TYPE_CHECKING:
     from trapgate import images as images
     from trapgate._core import __version__ as __version__
     from trapgate._core import build_info as build_info
+    from trapgate.config import Disk as Disk
     from trapgate.config import Machine as Machine
+    from trapgate.config import Nic as Nic
     from trapgate.hypervisor import Hypervisor as Hypervisor
     from trapgate.instructions import Instruction as Instruction
     from trapgate.instructions import decode as decode
     from trapgate.instructions import decode_columns as decode_columns
+    from trapgate.network import Switch as Switch
     from trapgate.translation import translate as translate
     from trapgate.vm import VM as VM
 
 __all__ = [
     "VM",
+    "Disk",
     "Hypervisor",
     "Instruction",
     "Machine",
+    "Nic",
+    "Switch",
     "__version__",
     "bench",
     "build_info",
@@ -45,7 +51,10 @@ _HOME = {
     "VM": "trapgate.vm",
     "Hypervisor": "trapgate.hypervisor",
     "Instruction": "trapgate.instructions",
+    "Disk": "trapgate.config",
     "Machine": "trapgate.config",
+    "Nic": "trapgate.config",
+    "Switch": "trapgate.network",
     "__version__": "trapgate._core",
     "build_info": "trapgate._core",
     "decode": "trapgate.instructions",

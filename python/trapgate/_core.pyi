@@ -3,6 +3,7 @@
 Everything here is thin; `trapgate.vm` and its neighbours give it names, checks and documentation.
 """
 
+import os
 from typing import Any, Final, TypeAlias, final
 
 from typing_extensions import Buffer as AnyBuffer
@@ -11,7 +12,10 @@ __all__ = [
     "Bell",
     "Buffer",
     "Core",
+    "Disk",
     "Domain",
+    "Plug",
+    "Switch",
     "__version__",
     "build_info",
     "decode",
@@ -177,6 +181,43 @@ class Core:
         """Raise or lower an interrupt line of the ISA bus; from any thread."""
 
 @final
+class Disk:
+    """A disk image that is open, by one guest alone if it is written to."""
+
+    def __new__(cls, path: str | os.PathLike[str], read_only: bool) -> Disk: ...
+    @property
+    def size(self) -> int:
+        """Bytes that the disk holds."""
+
+@final
+class Switch:
+    """A virtual switch."""
+
+    def __new__(cls) -> Switch: ...
+    def plug(self) -> Plug:
+        """Give a new plug, which takes frames once it is opened or connected to a guest."""
+
+@final
+class Plug:
+    """A place at a switch."""
+
+    def open(self) -> None:
+        """Queue what comes, for `receive`."""
+
+    def close(self) -> None:
+        """Drop what waits and what comes."""
+
+    def send(self, frame: bytes) -> bool:
+        """Send a frame; false if it is too short or too long for one."""
+
+    def receive(self, milliseconds: int) -> bytes | None:
+        """Give the next frame, waited for at most for a number of milliseconds."""
+
+    @property
+    def dropped(self) -> int:
+        """Frames that were lost because too many waited."""
+
+@final
 class Domain:
     """A para-virtual domain; everything may be called by any thread."""
 
@@ -202,6 +243,18 @@ class Domain:
 
     def poke(self) -> None:
         """Bring the vCPU back to where doorbells are served."""
+
+    def connect_block(self, port: int, ring: int, disk: Disk) -> int:
+        """Connect a disk to the guest's ring and port, and give the connection's number."""
+
+    def connect_net(self, port: int, tx: int, rx: int, scatter: bool, plug: Plug) -> int:
+        """Connect a plug of a switch to the guest's rings and port, and give the connection's number."""
+
+    def disconnect(self, number: int) -> None:
+        """End a connection: nothing of the guest's is in use by it any more; one that has ended is fine."""
+
+    def fault(self, number: int) -> str | None:
+        """Say why a connection failed, if it has."""
 
     def hypercalls(self) -> list[tuple[int, str, str, int, int, int]]:
         """List number, name, what becomes of it, error number, calls and nanoseconds of each call."""

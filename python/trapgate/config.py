@@ -8,18 +8,23 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, Self, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias, TypeVar, get_args
 
 from trapgate.errors import ConfigError
+
+if TYPE_CHECKING:
+    from trapgate.network import Switch
 
 __all__ = [
     "Clock",
     "CpuModel",
+    "Disk",
     "Engine",
     "Machine",
     "Mode",
+    "Nic",
     "Protocol",
     "Source",
     "format_size",
@@ -64,6 +69,53 @@ def format_size(size: int) -> str:
     return f"{size} bytes"
 
 
+@dataclasses.dataclass(frozen=True)
+class Disk:
+    """A disk of a para-virtual guest, kept in a raw image: a file, or a device of the host, of whole sectors.
+
+    While a machine writes to a file nobody else can use it; those that only read may share it.
+    """
+
+    path: str | os.PathLike[str]
+    #: What the guest calls it: xvda, xvdb and so on.
+    name: str = "xvda"
+    read_only: bool = False
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.path, (str, os.PathLike)) or not os.fspath(self.path):
+            raise ConfigError(f"the disk is {self.path!r}; it must be a file name")
+        if not isinstance(self.name, str) or not re.fullmatch(r"xvd[a-z]{1,2}", self.name):
+            raise ConfigError(f"the disk's name is {self.name!r}; it must be xvda, xvdb and so on")
+        if not isinstance(self.read_only, bool):
+            raise ConfigError(f"read_only is {self.read_only!r}; it must be true or false")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Nic:
+    """A network interface of a para-virtual guest.
+
+    Without an address it gets one from the machine's seed, without a switch it leads nowhere. A config with a
+    switch cannot be pickled: the switch is this process's.
+    """
+
+    #: Such as 00:16:3e:00:00:01.
+    mac: str | None = None
+    switch: Switch | None = None
+
+    def __post_init__(self) -> None:
+        if self.mac is not None:
+            pattern = r"[0-9a-f][02468ace](?::[0-9a-f]{2}){5}"
+            if not isinstance(self.mac, str) or not re.fullmatch(pattern, self.mac):
+                raise ConfigError(
+                    f"mac is {self.mac!r}; it must be an interface's address such as 00:16:3e:00:00:01"
+                )
+        if self.switch is not None:
+            from trapgate.network import Switch
+
+            if not isinstance(self.switch, Switch):
+                raise ConfigError(f"switch is {self.switch!r}; it must be a trapgate.Switch")
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Machine:
     """A PC and what it starts.
@@ -94,6 +146,9 @@ class Machine:
     debug_console: bool = False
     #: A write to port F4h ends the machine, with (value << 1) | 1 as its status.
     debug_exit: bool = False
+    #: Disks and network interfaces of a para-virtual guest; the first interface is its eth0.
+    disks: tuple[Disk, ...] = ()
+    nics: tuple[Nic, ...] = ()
 
     def __post_init__(self) -> None:
         for name, choices in _CHOICES.items():
@@ -117,10 +172,27 @@ class Machine:
             _check_memory(self.maximum_memory_bytes, self.maximum_memory)
             if self.maximum_memory_bytes < self.memory_bytes:
                 raise ConfigError("maximum_memory is less than memory")
+        self._check_devices()
         if self.mode == "para":
             for name in ("debug_console", "debug_exit"):
                 if getattr(self, name):
                     raise ConfigError(f"a para-virtual guest has no {name}: it has no ports")
+
+    def _check_devices(self) -> None:
+        for name, kind in (("disks", Disk), ("nics", Nic)):
+            # A list is fine to give; what is kept does not change.
+            devices = tuple(getattr(self, name))
+            object.__setattr__(self, name, devices)
+            if not all(isinstance(device, kind) for device in devices):
+                raise ConfigError(f"{name} must be trapgate.{kind.__name__} objects")
+            if devices and self.mode != "para":
+                raise ConfigError(
+                    f"{name} are not in mode {self.mode!r} in this version of trapgate; only para-virtual guests"
+                    " have them: use mode 'para'"
+                )
+        names = [disk.name for disk in self.disks]
+        if repeated := sorted({name for name in names if names.count(name) > 1}):
+            raise ConfigError(f"two disks have the name {repeated[0]}")
 
     @property
     def memory_bytes(self) -> int:
@@ -152,7 +224,11 @@ class Machine:
             raise ConfigError(f"a machine has no {unknown[0]!r}; it has: {', '.join(sorted(known))}")
         if "kernel" not in values:
             raise ConfigError("a machine needs a kernel")
-        return cls(**values)
+        devices = {
+            "disks": _devices(Disk, values.get("disks", ())),
+            "nics": _devices(Nic, values.get("nics", ())),
+        }
+        return cls(**{**values, **devices})
 
     @classmethod
     def from_toml(cls, path: str | os.PathLike[str]) -> Self:
@@ -169,7 +245,9 @@ class Machine:
         files = {
             name: folder / values[name] for name in ("kernel", "initrd") if isinstance(values.get(name), str)
         }
-        return cls.from_dict({**values, **files})
+        disks = _devices(Disk, values.get("disks", ()))
+        disks = tuple(dataclasses.replace(disk, path=folder / disk.path) for disk in disks)
+        return cls.from_dict({**values, **files, "disks": disks})
 
     def replace(self, **changes: Any) -> Self:
         """Give a copy in which some fields differ."""
@@ -186,6 +264,30 @@ _CHOICES: dict[str, tuple[str, ...]] = {
 
 # Names that are reserved for what this version does not have, and what to use instead.
 _ABSENT = {("mode", "hardware"): "full"}
+
+
+_Device = TypeVar("_Device", Disk, Nic)
+
+
+def _devices(kind: type[_Device], values: Iterable[object]) -> tuple[_Device, ...]:
+    """Give the devices that mappings describe."""
+    return tuple(_device(kind, value) for value in values)
+
+
+def _device(kind: type[_Device], value: object) -> _Device:
+    if isinstance(value, kind):
+        return value
+    what = kind.__name__.lower()
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"a {what} is {value!r}; it must be a table of its fields")
+    fields = dataclasses.fields(kind)
+    if unknown := sorted(set(value) - {field.name for field in fields}):
+        raise ConfigError(
+            f"a {what} has no {unknown[0]!r}; it has: {', '.join(field.name for field in fields)}"
+        )
+    if kind is Disk and "path" not in value:
+        raise ConfigError("a disk needs a path")
+    return kind(**value)
 
 
 def _check_source(name: str, value: object, *, optional: bool) -> None:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from trapgate._core import Core
+    from trapgate._core import Disk as Image
     from trapgate._core import Domain as CoreDomain
     from trapgate.hypervisor import Guest
     from trapgate.instructions import Instruction
@@ -123,6 +124,7 @@ class VM:
         seed = machine.seed
         if seed is None:
             seed = 0 if machine.clock == "virtual" else secrets.randbits(64)
+        disks = _open_disks(machine)
         self._core_or_none: Core | None = Core(
             mode=machine.mode,
             domid=domid,
@@ -162,6 +164,10 @@ class VM:
         self._hypercalls: Hypercalls | None = None
         if (native := self._core.domain()) is not None:
             self._make_domain(native, store, name)
+            for disk, image in disks:
+                self.domain._attach_disk(disk, image)
+            for nic in machine.nics:
+                self.domain.attach_nic(nic)
 
     # Life.
 
@@ -198,6 +204,22 @@ class VM:
         if self._domain is None:
             raise StateError("only a para-virtual guest is a domain; make the machine with mode 'para'")
         return self._domain
+
+    def attach_disk(self, disk: config.Disk) -> None:
+        """Give a para-virtual guest a disk, also while it runs; see `Domain.attach_disk`."""
+        self.domain.attach_disk(disk)
+
+    def detach_disk(self, name: str) -> None:
+        """Ask a para-virtual guest to give a disk up; see `Domain.detach_disk`."""
+        self.domain.detach_disk(name)
+
+    def attach_nic(self, nic: config.Nic) -> int:
+        """Give a para-virtual guest a network interface, also while it runs; see `Domain.attach_nic`."""
+        return self.domain.attach_nic(nic)
+
+    def detach_nic(self, handle: int) -> None:
+        """Ask a para-virtual guest to give an interface up; see `Domain.detach_nic`."""
+        self.domain.detach_nic(handle)
 
     @property
     def hypercalls(self) -> Hypercalls:
@@ -559,6 +581,15 @@ def _say_interpreted() -> None:
     logging.getLogger("trapgate").warning(
         "this host cannot run translated code; the interpreter runs the guest, which takes longer"
     )
+
+
+def _open_disks(machine: config.Machine) -> list[tuple[config.Disk, Image]]:
+    """Open the files of all disks, before anything else is made."""
+    if not machine.disks:
+        return []
+    from trapgate.para.domain import open_image
+
+    return [(disk, open_image(disk)) for disk in machine.disks]
 
 
 # A kernel's file may be larger than what is loaded of it: debug information stays behind.

@@ -10,7 +10,7 @@ from typing import Protocol, runtime_checkable
 
 from trapgate.bench import qemu
 from trapgate.bench.files import APPEND, PROGRAM, PROMPT, Files
-from trapgate.config import Engine, Machine
+from trapgate.config import Engine, Machine, Mode
 from trapgate.errors import GuestError
 from trapgate.vm import VM
 
@@ -80,15 +80,24 @@ class Native:
 class Trapgate:
     """A guest of trapgate, booted when it is first needed, with the real clock. It stands still while others run."""
 
-    def __init__(self, files: Files, engine: Engine) -> None:
+    def __init__(self, files: Files, engine: Engine, mode: Mode = "full") -> None:
         self._files = files
         self._engine = engine
+        self._mode = mode
         self._vm: VM | None = None
         #: The engine that has run guests.
         self.used = ""
 
     def _machine(self, kernel: Path, initrd: Path) -> Machine:
-        return Machine(kernel=kernel, initrd=initrd, append=APPEND, memory=MEMORY, engine=self._engine)
+        append = APPEND.replace("ttyS0", "hvc0") if self._mode == "para" else APPEND
+        return Machine(
+            kernel=kernel,
+            initrd=initrd,
+            append=append,
+            memory=MEMORY,
+            engine=self._engine,
+            mode=self._mode,
+        )
 
     def _booted(self) -> VM:
         if self._vm is None:

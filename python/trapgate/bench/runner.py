@@ -20,8 +20,9 @@ from trapgate.images import Progress
 
 __all__ = ["PEERS", "run"]
 
-#: What trapgate can be compared with: the host itself, QEMU's translator, and trapgate's own interpreter.
-PEERS = ("native", "tcg", "interpret")
+#: What trapgate can be compared with: the host itself, QEMU's translator, trapgate's own interpreter, and the same kernel
+#: file as a para-virtual guest.
+PEERS = ("native", "tcg", "interpret", "para")
 
 
 def run(
@@ -84,6 +85,8 @@ def _row(program: Program, figures: dict[tuple[str, str], list[float]]) -> Row:
 def _make(name: str, program: Path, prepared: files.Files) -> Peer:
     if name == "native":
         return Native(program)
+    if name == "para":
+        return Trapgate(prepared, "auto", "para")
     return Tcg(prepared) if name == "tcg" else Trapgate(prepared, "interpret")
 
 

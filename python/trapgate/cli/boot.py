@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+import string
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, get_args
@@ -32,6 +34,13 @@ DEFAULT_IMAGE = "debian-12"
 @click.option("--initrd", type=click.Path(path_type=Path), help="Give it this initial RAM disk.")
 @click.option("--append", default="", metavar="TEXT", help="Add this to the kernel's command line.")
 @click.option("--memory", default="512M", show_default=True, help="RAM of the guest.")
+@click.option(
+    "--disk",
+    "disks",
+    multiple=True,
+    metavar="FILE[,ro]",
+    help="Give a para-virtual guest this raw image as its next disk: xvda, xvdb, ...; ro: read-only.",
+)
 @click.option(
     "--cpu", default="x86-64-v2", show_default=True, metavar="MODEL", help="What the guest's CPU offers."
 )
@@ -84,7 +93,8 @@ def _pattern(text: str | None) -> re.Pattern[str] | None:
 def _machine(image: str | None, kernel: Path | None, options: dict[str, Any]) -> config.Machine:
     """Make the config, and only then fetch what it needs: a wrong option must not cost a download."""
     initrd, append = options.pop("initrd"), options.pop("append")
-    machine = config.Machine(kernel=kernel or b"", initrd=initrd, append=append, **options)
+    disks = _disks(options.pop("disks"))
+    machine = config.Machine(kernel=kernel or b"", initrd=initrd, append=append, disks=disks, **options)
     if kernel is not None:
         return machine
     with progress() as report:
@@ -94,6 +104,15 @@ def _machine(image: str | None, kernel: Path | None, options: dict[str, Any]) ->
         kernel=found.kernel,
         initrd=initrd or found.initrd,
         append=" ".join(part for part in (found.command_line(machine.mode), append) if part),
+    )
+
+
+def _disks(texts: Sequence[str]) -> tuple[config.Disk, ...]:
+    if len(texts) > len(string.ascii_lowercase):
+        raise click.UsageError(f"--disk can be given {len(string.ascii_lowercase)} times")
+    return tuple(
+        config.Disk(text.removesuffix(",ro"), f"xvd{letter}", text.endswith(",ro"))
+        for text, letter in zip(texts, string.ascii_lowercase, strict=False)
     )
 
 

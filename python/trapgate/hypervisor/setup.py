@@ -75,11 +75,16 @@ class GuestSetup:
             if isinstance(rest.get(name), str):
                 rest[name] = folder / rest[name]
         permissions = Permissions(**allowed)
-        if "image" not in mine:
-            return cls(machine=Machine.from_dict(rest), permissions=permissions, **mine)
         known = {field.name for field in dataclasses.fields(Machine)}
-        if unknown := sorted(set(rest) - known):
+        if "image" in mine and (unknown := sorted(set(rest) - known)):
             raise ConfigError(f"a guest has no {unknown[0]!r}; it has: {', '.join(sorted(known | own))}")
+        # An image has its kernel; the rest is checked with any.
+        machine = Machine.from_dict({"kernel": b"", **rest} if "image" in mine else rest)
+        disks = tuple(dataclasses.replace(disk, path=folder / disk.path) for disk in machine.disks)
+        if "image" not in mine:
+            return cls(machine=machine.replace(disks=disks), permissions=permissions, **mine)
+        devices = {"disks": disks, "nics": machine.nics}
+        rest |= {name: value for name, value in devices.items() if name in rest}
         return cls(changes=rest, permissions=permissions, **mine)
 
     def config(self) -> Machine:

@@ -201,8 +201,8 @@ def _host_acquire_settings() -> list[str]:
 def unpack(package: Path, wanted: Callable[[str], bool], count: int) -> dict[str, bytes]:
     """Give the `count` regular files of a Debian package whose names (as /boot/vmlinuz) are `wanted`.
 
-    The package is read as a stream that ends with the last file wanted: a kernel's image stands before its
-    hundreds of megabytes of modules.
+    The package is read as a stream that ends with the last file wanted: a kernel's hundreds of megabytes of modules
+    are not kept.
     """
     files: dict[str, bytes] = {}
     process = subprocess.Popen(

@@ -1,24 +1,26 @@
 """The recipe of `debian-12`: Debian's own kernel, unmodified, and an initial RAM file system around BusyBox.
 
 The kernel is the one that `linux-image-amd64` stands for in the host's mirror of Debian 12; BusyBox is the
-static one of the same release. The file system is built here, so that it holds nothing else.
+static one of the same release. The file system is built here, so that it holds nothing else but the kernel's own
+modules for para-virtual devices and for a file system on a disk.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from trapgate.errors import ImageError
+from trapgate.images import modules
 from trapgate.images.apt import PrivateApt, unpack
 from trapgate.images.cpio import Archive
 
 __all__ = ["APPEND", "DESCRIPTION", "RECIPE", "Built", "build", "initramfs"]
 
 #: Counted up when what is built changes, so that older cached images are built anew.
-RECIPE = 1
+RECIPE = 2
 DESCRIPTION = "Debian 12 (bookworm), 64-bit: the distribution's kernel and a BusyBox shell"
 APPEND = "console=ttyS0"
 
@@ -48,6 +50,9 @@ _RC_S = """\
 /bin/busybox mount -t devpts -o nosuid,noexec,gid=5,mode=620 devpts /dev/pts
 /bin/busybox mount -t tmpfs -o nosuid,nodev tmpfs /tmp
 /bin/busybox --install -s
+for alias in /sys/bus/xen/devices/*/modalias; do
+    [ ! -e "$alias" ] || modprobe -q "$(cat "$alias")"
+done
 hostname -F /etc/hostname
 ip link set lo up
 echo
@@ -90,9 +95,14 @@ def build(folder: Path, progress: Progress, source: str | None = None) -> Built:
     packages = {name: apt.show(name).get("version", "") for name in names}
     files = apt.download(names, lambda part: progress(f"Fetching {kernel} and {_BUSYBOX}", part))
     progress("Unpacking", None)
-    (vmlinuz,) = unpack(files[0], lambda name: name.startswith("/boot/vmlinuz-"), 1).values()
+    of_kernel = unpack(
+        files[0],
+        lambda name: name.startswith("/boot/vmlinuz-") or modules.wanted(name),
+        1 + len(modules.WANTED),
+    )
+    (vmlinuz,) = [of_kernel.pop(name) for name in [*of_kernel] if name.startswith("/boot/")]
     (busybox,) = unpack(files[1], lambda name: name in {"/bin/busybox", "/usr/bin/busybox"}, 1).values()
-    return Built(kernel=vmlinuz, initrd=initramfs(busybox), packages=packages)
+    return Built(kernel=vmlinuz, initrd=initramfs(busybox, of_kernel), packages=packages)
 
 
 def _current_kernel(meta: dict[str, str]) -> str:
@@ -103,7 +113,7 @@ def _current_kernel(meta: dict[str, str]) -> str:
     return match[0]
 
 
-def initramfs(busybox: bytes) -> bytes:
+def initramfs(busybox: bytes, kernel_modules: Mapping[str, bytes]) -> bytes:
     """Make the initial RAM file system. It is not compressed: the guest would pay for unpacking it."""
     root = Archive()
     for name in ("/proc", "/sys", "/dev", "/sbin", "/usr/bin", "/usr/sbin", "/mnt"):
@@ -123,4 +133,7 @@ def initramfs(busybox: bytes) -> bytes:
     root.file("/etc/passwd", "root:x:0:0:root:/root:/bin/sh\n")
     root.file("/etc/group", "root:x:0:\ntty:x:5:\n")
     root.file("/etc/os-release", _OS_RELEASE)
+    # What `mount` tries that the kernel has not loaded yet.
+    root.file("/etc/filesystems", "ext4\n")
+    modules.add(root, kernel_modules)
     return root.to_bytes()

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
+import threading
 import uuid
 from typing import TYPE_CHECKING
 
+from trapgate.config import Disk, Nic
 from trapgate.errors import ConfigError, StateError
+from trapgate.para.backends import Backend, BlockBackend, NetBackend
 from trapgate.xenstore import XenStore, layout
 
 if TYPE_CHECKING:
     from trapgate._core import Core
+    from trapgate._core import Disk as Image
     from trapgate._core import Domain as CoreDomain
 
 __all__ = ["Domain"]
@@ -18,6 +23,13 @@ _PAGE = 4096
 _KIB = 1024
 #: Requests of XenStore that are carried out before the guest runs on.
 _MOST_REQUESTS = 64
+
+
+def open_image(disk: Disk) -> Image:
+    """Open a disk's file; raises `ConfigError` if it cannot be used."""
+    from trapgate._core import Disk as Image
+
+    return Image(disk.path, disk.read_only)
 
 
 class _SharedPage:
@@ -64,6 +76,9 @@ class Domain:
         )
         store.introduce(self.domid, _SharedPage(core, address), self._notify_store)
         self._more = False
+        #: The back-ends of the guest's devices, by kind and number.
+        self._devices: dict[tuple[str, int], Backend] = {}
+        self._devices_lock = threading.Lock()
 
     @property
     def _native(self) -> CoreDomain:
@@ -104,6 +119,76 @@ class Domain:
             )
         self.store.write(f"{self.path}/memory/target", str(target // _KIB))
 
+    # Devices.
+
+    @property
+    def disks(self) -> tuple[Disk, ...]:
+        """The disks that the guest has, those included that it was asked to give up and has not yet."""
+        return tuple(backend.disk for backend in self._backends() if isinstance(backend, BlockBackend))
+
+    def attach_disk(self, disk: Disk) -> None:
+        """Give the guest a disk, also while it runs."""
+        self._attach_disk(disk, open_image(disk))
+
+    def detach_disk(self, name: str) -> None:
+        """Ask the guest to give a disk up; `disks` has it until the guest, running on, has done so."""
+        backend = self._device("vbd", layout.virtual_device(name))
+        if backend is None:
+            raise ConfigError(f"the guest has no disk {name}")
+        backend.detach()
+
+    @property
+    def nics(self) -> tuple[Nic, ...]:
+        """The network interfaces that the guest has, with their addresses."""
+        backends = [backend for backend in self._backends() if isinstance(backend, NetBackend)]
+        return tuple(Nic(mac=backend.mac, switch=backend.nic.switch) for backend in backends)
+
+    def attach_nic(self, nic: Nic) -> int:
+        """Give the guest a network interface, also while it runs; give its number."""
+        used = {backend.number for backend in self._backends() if backend.kind == "vif"}
+        handle = min(set(range(len(used) + 1)) - used)
+        mac = self._address(handle) if nic.mac is None else nic.mac
+        self._start(NetBackend(self.store, self._native, handle, nic, mac, self._forget))
+        return handle
+
+    def detach_nic(self, handle: int) -> None:
+        """Ask the guest to give an interface up; `nics` has it until the guest, running on, has done so."""
+        backend = self._device("vif", handle)
+        if backend is None:
+            raise ConfigError(f"the guest has no network interface {handle}")
+        backend.detach()
+
+    def _address(self, handle: int) -> str:
+        """Give an address that follows from the domain's UUID, among those that Xen guests have."""
+        digest = hashlib.sha256(self.uuid.bytes + bytes([handle % 256])).digest()
+        return ":".join(["00:16:3e", *(f"{byte:02x}" for byte in digest[:3])])
+
+    def _attach_disk(self, disk: Disk, image: Image) -> None:
+        self._start(BlockBackend(self.store, self._native, disk, image, self._forget))
+
+    def _start(self, backend: Backend) -> None:
+        with self._devices_lock:
+            if (backend.kind, backend.number) in self._devices:
+                raise ConfigError(f"the guest has the {backend.kind} {backend.number} already")
+            self._devices[backend.kind, backend.number] = backend
+        try:
+            backend.start()
+        except BaseException:
+            self._forget(backend)
+            raise
+
+    def _backends(self) -> list[Backend]:
+        with self._devices_lock:
+            return list(self._devices.values())
+
+    def _device(self, kind: str, number: int) -> Backend | None:
+        with self._devices_lock:
+            return self._devices.get((kind, number))
+
+    def _forget(self, backend: Backend) -> None:
+        with self._devices_lock:
+            self._devices.pop((backend.kind, backend.number), None)
+
     # Requests to the guest.
 
     def shutdown(self, reason: str = "poweroff") -> None:
@@ -124,8 +209,14 @@ class Domain:
             self._more = self.store.serve(self.domid, _MOST_REQUESTS)
             if self._more:
                 self._native.poke()
+        if any(port != self._store_port for port in rung):
+            for backend in self._backends():
+                backend.look()
 
     def _release(self) -> None:
+        for backend in self._backends():
+            backend.stop()
+            self._forget(backend)
         if self.store.introduced(self.domid):
             self.store.release(self.domid)
             layout.remove_domain(self.store, self.domid)

@@ -320,11 +320,6 @@ impl Vcpu {
         })
     }
 
-    /// Takes the write right from every cached translation of a host page.
-    pub fn protect_host(&mut self, host: u64) {
-        self.tlb.protect_host(host);
-    }
-
     /// Drops every cached translation of one linear page.
     pub fn drop_page(&mut self, linear: u64) {
         self.tlb.flush_page(linear);

@@ -151,3 +151,48 @@ mod tests {
         }
     }
 }
+
+/// An ELF file of a para-virtual kernel: `code` at 0x10000 above where PFN 0 is mapped, entered at its first byte.
+pub fn para_kernel(code: &[u8]) -> Vec<u8> {
+    const BASE: u64 = 0xffff_ffff_8000_0000;
+    const LOAD: u64 = 0x1_0000;
+    let note = |kind: u32, value: &[u8]| {
+        let sizes = [4, value.len() as u32, kind].map(u32::to_le_bytes).concat();
+        let mut note = [&sizes[..], b"Xen\0", value].concat();
+        note.resize(note.len().next_multiple_of(4), 0);
+        note
+    };
+    let notes = [
+        note(1, &(BASE + LOAD).to_le_bytes()),
+        note(3, &BASE.to_le_bytes()),
+        note(4, &0u64.to_le_bytes()),
+        note(5, b"xen-3.0\0"),
+        note(8, b"generic\0"),
+    ]
+    .concat();
+    const HEADERS: u64 = 64 + 2 * 56;
+    let mut file = b"\x7fELF\x02\x01\x01".to_vec();
+    file.resize(16, 0);
+    file.extend([2, 0, 62, 0, 1, 0, 0, 0]);
+    // Entry (which the note overrides), program headers, no section headers, flags; sizes and counts.
+    for word in [LOAD, 64, 0] {
+        file.extend(u64::to_le_bytes(word));
+    }
+    file.extend([0; 4]);
+    for half in [64u16, 56, 2, 0, 0, 0] {
+        file.extend(half.to_le_bytes());
+    }
+    let notes_at = HEADERS + code.len() as u64;
+    for (kind, offset, address, size) in
+        [(1u32, HEADERS, LOAD, code.len() as u64), (4, notes_at, 0, notes.len() as u64)]
+    {
+        file.extend(kind.to_le_bytes());
+        file.extend(7u32.to_le_bytes());
+        for word in [offset, BASE + address, address, size, size, 4] {
+            file.extend(word.to_le_bytes());
+        }
+    }
+    file.extend(code);
+    file.extend(notes);
+    file
+}

@@ -42,6 +42,11 @@ fn guest() {
 }
 
 #[test]
+fn hypercalls() {
+    target("hypercalls", 400, 4_000);
+}
+
+#[test]
 fn loaders() {
     target("loaders", 20_000, 1_000);
 }

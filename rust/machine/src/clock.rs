@@ -104,7 +104,7 @@ const NANOS_PER_INSTRUCTION: u64 = 12;
 /// Real clock: no timer fires faster than the guest can run this many instructions.
 pub const LEAST_SLICE: u64 = 1_000;
 /// Real clock: the time is looked at again after this many.
-const MOST_SLICE: u64 = 20_000;
+const MOST_SLICE: u64 = 60_000;
 
 #[cfg(test)]
 mod tests {

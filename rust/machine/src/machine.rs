@@ -427,8 +427,9 @@ fn record_bytes<T: serde::Serialize>(record: &T) -> Vec<u8> {
 }
 
 /// Instructions after which the loop looks around, whatever the clock: bounds the time that a limit of host time is
-/// overrun by. No guest can tell where a slice ended.
-const SLICE: u64 = 20_000;
+/// overrun by. No guest can tell where a slice ended. Its end costs about a microsecond, which is to be little beside what
+/// translated code takes for a slice.
+const SLICE: u64 = 60_000;
 /// Real clock: output that is watched is shown after this long, or when the guest halts.
 const GATHER: Duration = Duration::from_micros(300);
 /// How long a halted machine sleeps at most before it looks around.

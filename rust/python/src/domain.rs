@@ -6,9 +6,12 @@ use std::sync::Arc;
 use pyo3::prelude::*;
 use trapgate_machine::Signal;
 use trapgate_machine::board::XenPvBoard;
+use trapgate_xen::backend::block::Block;
+use trapgate_xen::backend::net::Net;
 use trapgate_xen::hypercall::Disposition;
 use trapgate_xen::public::Shutdown;
 
+use crate::backend::{Disk, Plug};
 use crate::errors;
 
 /// A domain.
@@ -71,6 +74,48 @@ impl Domain {
     fn poke(&self) {
         self.board.ring_outside();
         self.signal.poke();
+    }
+
+    /// Connect a disk to the guest's ring and port, and give the connection's number.
+    fn connect_block(&self, py: Python<'_>, port: u32, ring: u32, disk: &Disk) -> PyResult<u32> {
+        let storage = disk.storage();
+        let board = &self.board;
+        let connected = py.detach(|| {
+            board
+                .backends
+                .connect(&board.domain, port, |domain| Ok(Box::new(Block::connect(domain, ring, storage)?)))
+        });
+        connected.map_err(errors::state)
+    }
+
+    /// Connect a plug of a switch to the guest's rings and port, and give the connection's number.
+    fn connect_net(
+        &self,
+        py: Python<'_>,
+        port: u32,
+        tx: u32,
+        rx: u32,
+        scatter: bool,
+        plug: &Plug,
+    ) -> PyResult<u32> {
+        let plug = plug.plug();
+        let board = &self.board;
+        let connected = py.detach(|| {
+            board.backends.connect(&board.domain, port, |domain| {
+                Ok(Box::new(Net::connect(domain, tx, rx, scatter, plug)?))
+            })
+        });
+        connected.map_err(errors::state)
+    }
+
+    /// End a connection: nothing of the guest's is in use by it any more. One that has ended is fine.
+    fn disconnect(&self, py: Python<'_>, number: u32) {
+        py.detach(|| self.board.backends.disconnect(&self.board.domain, number));
+    }
+
+    /// Say why a connection failed, if it has.
+    fn fault(&self, number: u32) -> Option<String> {
+        self.board.backends.fault(number).map(|fault| fault.to_string())
     }
 
     /// List the hypercall table.

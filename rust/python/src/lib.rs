@@ -1,6 +1,7 @@
 //! The extension module `trapgate._core`: the only crate that knows PyO3. Classes are thin and frozen; what they
 //! do is in the machine and x86 crates, what a user sees is in python/trapgate.
 
+mod backend;
 mod bell;
 mod buffer;
 mod core;
@@ -41,6 +42,8 @@ mod _core {
 
     #[pymodule_export]
     use super::build_info;
+    #[pymodule_export]
+    use crate::backend::{Disk, Plug, Switch};
     #[pymodule_export]
     use crate::bell::Bell;
     #[pymodule_export]

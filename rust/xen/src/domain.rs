@@ -1,7 +1,7 @@
 //! A domain: what its vCPU, its back-ends and its toolstack share.
 
 use std::fmt;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use trapgate_engine::{GuestMemory, Requests};
@@ -9,7 +9,7 @@ use trapgate_engine::{GuestMemory, Requests};
 use crate::event::{Channel, Events};
 use crate::grant::Grants;
 use crate::hypercall::Table;
-use crate::paging::{DirectPaging, LayoutError};
+use crate::paging::{DirectPaging, LayoutError, TlbControl};
 use crate::public::{Shutdown, shared};
 use crate::time::Timers;
 
@@ -99,6 +99,24 @@ pub mod work {
     pub const SHUTDOWN: u32 = 4;
     /// The guest looks at its rings in a loop (`SCHEDOP_yield`, `SCHEDOP_poll`).
     pub const YIELD: u32 = 8;
+    /// A back-end that is served here has got something for the guest.
+    pub const BACKEND: u32 = 16;
+}
+
+/// For those who let go of frames while no vCPU is at hand. A frame that leaves the domain by that goes to its pool, and
+/// the vCPU forgets what it knew of it before a frame comes out of the pool again: until then nobody else has it.
+pub(crate) struct Later<'a>(pub &'a Domain);
+
+impl TlbControl for Later<'_> {
+    fn flush_all(&mut self) {
+        self.0.stale_tlb.store(true, Ordering::Release);
+    }
+    fn flush_page(&mut self, _: u64) {
+        self.flush_all();
+    }
+    fn protect(&mut self, _: u64) {
+        self.flush_all();
+    }
 }
 
 /// A domain that ended, and why.
@@ -124,6 +142,8 @@ pub struct Domain {
     grants: Mutex<Grants>,
     /// Host offset of each vCPU's vcpu_info; there is one vCPU.
     vcpu_info: AtomicU64,
+    /// A frame that left the domain without its vCPU may still be in the vCPU's TLB; see [`Later`].
+    stale_tlb: AtomicBool,
     work: AtomicU32,
     ended: Mutex<Option<Ended>>,
 }
@@ -152,7 +172,7 @@ impl Domain {
         let paging = DirectPaging::new(Arc::clone(&memory), layout.ram.clone(), owned, shared, m2p)?;
         let page = |mfn: u64| memory.page(mfn << 12).map_or(0, |page| page.offset);
         let shared_info = page(layout.shared_info);
-        let grants = Grants::new(layout.grants.clone());
+        let grants = Grants::new(layout.grants.clone(), page(layout.grants.start));
         let domain = Domain {
             events: Mutex::new(Events::new(shared_info)),
             timers: Mutex::default(),
@@ -160,6 +180,7 @@ impl Domain {
             vcpu_info: AtomicU64::new(shared_info),
             hypercalls: Table::default(),
             host,
+            stale_tlb: AtomicBool::new(false),
             work: AtomicU32::new(0),
             ended: Mutex::new(None),
             config,
@@ -211,6 +232,11 @@ impl Domain {
         lock(&self.events)
     }
 
+    /// Whether frames went to the pool by [`Later`] since the last time; to be asked with the lock of the paging held.
+    pub(crate) fn take_stale_tlb(&self) -> bool {
+        self.stale_tlb.swap(false, Ordering::AcqRel)
+    }
+
     /// Host offset of the vCPU's vcpu_info.
     pub(crate) fn vcpu_info(&self) -> u64 {
         self.vcpu_info.load(Ordering::Acquire)
@@ -224,6 +250,12 @@ impl Domain {
     pub fn ask(&self, what: u32) {
         self.work.fetch_or(what, Ordering::AcqRel);
         self.requests.post(Requests::STOP);
+    }
+
+    /// Asks for the same from another thread: a vCPU that is blocked is woken for it.
+    pub fn summon(&self, what: u32) {
+        self.ask(what);
+        self.host.wake();
     }
 
     /// What was asked for since the last time.
@@ -265,14 +297,21 @@ pub struct Record {
 impl Domain {
     /// What the guest may notice of the domain and is not in its memory.
     pub fn save(&self) -> Record {
+        // One lock after the other, none inside another.
+        let ports = self.events().open_ports();
+        let grant_frames = self.grants().size().0;
+        let frames = {
+            let paging = self.paging();
+            [paging.owned_frames(), paging.maximum()]
+        };
         let timers = self.timers();
         Record {
             timers: [timers.single_shot, timers.legacy, timers.poll],
             period: [timers.period, timers.next_period],
             vcpu_info: self.vcpu_info(),
-            ports: self.events().open_ports(),
-            frames: [self.paging().owned_frames(), self.paging().maximum()],
-            grant_frames: self.grants().size().0,
+            ports,
+            frames,
+            grant_frames,
         }
     }
 }

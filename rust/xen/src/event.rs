@@ -283,12 +283,21 @@ impl Domain {
         }
     }
 
-    /// A back-end lets go of a port.
-    pub fn unbind_backend(&self, port: u32) {
+    /// A back-end lets go of a port that it bound by that name.
+    pub fn unbind_backend(&self, port: u32, name: u32) {
         let mut events = self.events();
-        if let Some(Channel::Interdomain { remote, .. }) = events.channel(port) {
-            events.rebind(port, Channel::Unbound { remote });
+        match events.channel(port) {
+            Some(Channel::Interdomain { remote, port: bound }) if bound == name => {
+                events.rebind(port, Channel::Unbound { remote });
+            }
+            _ => {}
         }
+    }
+
+    /// Has a back-end look at its ring as if the guest had rung; from any thread.
+    pub fn ring_backend(&self, port: u32) {
+        self.events().ring(port);
+        self.summon(work::DOORBELL);
     }
 
     /// `EVTCHNOP_close`.

@@ -3,10 +3,13 @@
 //! Names are those of Xen's public headers. Knows no board, no loader and no Python.
 #![deny(unsafe_code)]
 
+pub mod backend;
 pub mod cpu;
 pub mod domain;
 pub mod errno;
 pub mod event;
+#[cfg(test)]
+mod fake;
 pub mod grant;
 pub mod hypercall;
 pub mod paging;

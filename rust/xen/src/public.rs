@@ -2,6 +2,8 @@
 
 /// `DOMID_SELF`: the caller itself.
 pub const DOMID_SELF: u16 = 0x7ff0;
+/// The domain that all back-ends are in, for a guest.
+pub const BACKEND_DOMID: u16 = 0;
 
 /// First linear address that is the hypervisor's (`HYPERVISOR_VIRT_START`, which is also where M2P is shown).
 pub const HYPERVISOR_START: u64 = 0xffff_8000_0000_0000;

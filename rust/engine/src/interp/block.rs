@@ -195,7 +195,12 @@ impl Cache {
         let hooks = if cpu.hooks.exec { (cpu.hooks.generation, linear) } else { (0, 0) };
         let key = Key { host, bits: cpu.mode.bits, flat: cpu.mode.flat, hooks };
         if let Some(&at) = self.index.get(&key) {
-            let direct = self.blocks[at as usize].second.is_none();
+            let block = &self.blocks[at as usize];
+            let direct = block.second.is_none();
+            // Nobody has written to its page.
+            if direct && block.state & 1 == 1 && cpu.memory.code_state(host) == block.state {
+                return Ok((at, true));
+            }
             if self.still_good(cpu, at, linear)? {
                 return Ok((at, direct));
             }

@@ -27,7 +27,7 @@ mod vector;
 
 pub use run::Engine;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-pub(crate) use run::{Step, may_translate, run_one};
+pub(crate) use run::{Step, is_calm, may_translate, run_one};
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 pub(crate) use select::handler;
 

@@ -243,10 +243,30 @@ fn run_block(cpu: &mut Vcpu, cache: &Cache, at: u32, most: u64) -> Step {
     run_uops(cpu, &block.uops, block.pages(), most)
 }
 
-/// Runs one instruction that lies in one page at a host offset, for the translator.
+/// Runs one instruction that lies in the given host pages, for the translator.
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-pub(crate) fn run_one(cpu: &mut Vcpu, uop: Uop, page: u64) -> Step {
-    run_uops(cpu, &[uop], [page, NO_PAGE], 1)
+pub(crate) fn run_one(cpu: &mut Vcpu, uop: &Uop, page: u64, second: Option<u64>) -> Step {
+    run_uops(cpu, std::slice::from_ref(uop), [page, second.unwrap_or(NO_PAGE)], 1)
+}
+
+/// Whether [`boundary`] would find nothing to do, for the translator. Attention is then over, as it is after that.
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+pub(crate) fn is_calm(cpu: &mut Vcpu) -> bool {
+    if cpu.requests.any() || cpu.hooks.waiting() {
+        return false;
+    }
+    if !cpu.attention {
+        return true;
+    }
+    let calm = !cpu.interrupt_waiting
+        && !cpu.recheck
+        && !cpu.halted
+        && cpu.pending_debug == 0
+        && cpu.shadow == Shadow::None
+        && !cpu.flags.is_set(rflags::TF | rflags::RF)
+        && !cpu.code_breakpoints_armed();
+    cpu.attention = !calm;
+    calm
 }
 
 /// Runs up to `most` of some instructions in a row, which lie in the given host pages.

@@ -41,6 +41,31 @@ impl Vcpu {
             None => Ok(T::default()),
         }
     }
+
+    /// Whether SYSCALL and SYSRET do what the manual says of 64-bit mode, and nobody else sees to them.
+    pub(crate) fn native_system_calls(&self) -> bool {
+        !self.is_para() && self.efer & efer::SCE != 0
+    }
+
+    /// CS and SS that SYSCALL loads, and those that SYSRET to 64-bit code does.
+    pub(crate) fn call_selectors(&self) -> [u16; 4] {
+        let (call, back) = ((self.star >> 32) as u16, (self.star >> 48) as u16);
+        let inner = [call, call.wrapping_add(8)].map(|selector| selector & !3);
+        let outer = [back.wrapping_add(16), back.wrapping_add(8)].map(|selector| selector | 3);
+        [inner[0], inner[1], outer[0], outer[1]]
+    }
+
+    /// Loads what the translator's SYSCALL or SYSRET has loaded; they have seen to all that would ask for attention.
+    pub(crate) fn load_call_segments(&mut self, user: bool) {
+        let attention = self.attention;
+        let [inner_cs, inner_ss, cs, ss] = self.call_selectors();
+        if user {
+            self.flat_pair(cs, ss, CODE64, 3);
+        } else {
+            self.flat_pair(inner_cs, inner_ss, CODE64, 0);
+        }
+        self.attention = attention;
+    }
 }
 
 /// SYSCALL: only in 64-bit mode on Intel processors.

@@ -277,43 +277,50 @@ impl HostRam {
         at
     }
 
+    /// The aligned 8 bytes that lie whole in a range, and the number of bytes before them.
+    fn words(&self, offset: u64, len: usize) -> (usize, &[AtomicU64]) {
+        let start = self.at(offset, len);
+        let before = (offset.wrapping_neg() & 7) as usize;
+        let count = len.saturating_sub(before) / 8;
+        if count == 0 {
+            return (len, &[]);
+        }
+        // SAFETY: `at` has checked the whole range, the first word is aligned as the mapping is, and guest memory is only
+        // ever accessed by atomics.
+        let words = unsafe { std::slice::from_raw_parts(start.add(before).cast::<AtomicU64>(), count) };
+        (before, words)
+    }
+
     /// Copies bytes out, aligned 8 at a time.
     pub fn read(&self, offset: u64, buf: &mut [u8]) {
-        self.at(offset, buf.len());
-        let mut at = offset;
-        let mut rest = buf;
-        while !rest.is_empty() {
-            let n = ((8 - (at & 7)) as usize).min(rest.len());
-            let (now, later) = rest.split_at_mut(n);
-            if n == 8 {
-                now.copy_from_slice(&self.load::<u64>(at).to_le_bytes());
-            } else {
-                for (i, byte) in now.iter_mut().enumerate() {
-                    *byte = self.load::<u8>(at + i as u64);
-                }
+        let (before, words) = self.words(offset, buf.len());
+        let (first, rest) = buf.split_at_mut(before);
+        let (middle, last) = rest.split_at_mut(8 * words.len());
+        for (eight, word) in middle.chunks_exact_mut(8).zip(words) {
+            eight.copy_from_slice(&word.load(Ordering::Relaxed).to_ne_bytes());
+        }
+        let behind = offset + (before + 8 * words.len()) as u64;
+        for (at, bytes) in [(offset, first), (behind, last)] {
+            for (i, byte) in bytes.iter_mut().enumerate() {
+                *byte = self.load::<u8>(at + i as u64);
             }
-            at += n as u64;
-            rest = later;
         }
     }
 
     /// Copies bytes in, aligned 8 at a time.
     pub fn write(&self, offset: u64, bytes: &[u8]) {
-        self.at(offset, bytes.len());
-        let mut at = offset;
-        let mut rest = bytes;
-        while !rest.is_empty() {
-            let n = ((8 - (at & 7)) as usize).min(rest.len());
-            let (now, later) = rest.split_at(n);
-            if let Ok(eight) = <[u8; 8]>::try_from(now) {
-                self.store(at, u64::from_le_bytes(eight));
-            } else {
-                for (i, byte) in now.iter().enumerate() {
-                    self.store(at + i as u64, *byte);
-                }
+        let (before, words) = self.words(offset, bytes.len());
+        let (first, rest) = bytes.split_at(before);
+        let (middle, last) = rest.split_at(8 * words.len());
+        for (eight, word) in middle.chunks_exact(8).zip(words) {
+            let eight = eight.try_into().unwrap_or_default();
+            word.store(u64::from_ne_bytes(eight), Ordering::Relaxed);
+        }
+        let behind = offset + (before + 8 * words.len()) as u64;
+        for (at, bytes) in [(offset, first), (behind, last)] {
+            for (i, byte) in bytes.iter().enumerate() {
+                self.store(at + i as u64, *byte);
             }
-            at += n as u64;
-            rest = later;
         }
     }
 

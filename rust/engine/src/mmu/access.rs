@@ -164,10 +164,26 @@ impl Vcpu {
         Ok(())
     }
 
+    /// Where a linear address lies if the inline TLB says so: the processor's own accesses have the supervisor's view, but
+    /// never the licence that EFLAGS.AC gives.
+    #[inline(always)]
+    fn known(&self, linear: u64, intent: Intent) -> Option<u64> {
+        let system = matches!(intent, Intent::SystemRead | Intent::SystemWrite);
+        if system && self.flags.is_set(rflags::AC) || intent == Intent::Fetch {
+            return None;
+        }
+        let entry = self.tlb.entry(linear, self.user_view && !system);
+        let tag = if intent.writes() { entry.write } else { entry.read };
+        (tag == linear & !0xfff).then_some(entry.host + (linear & 0xfff))
+    }
+
     /// Loads with a given intent, wherever it lies.
     pub fn load_as<T: Word>(&mut self, seg: Seg, linear: u64, intent: Intent) -> Done<T> {
         let size = T::SIZE as u64;
         if (linear & 0xfff) + size <= PAGE {
+            if let Some(host) = self.known(linear, intent) {
+                return Ok(self.memory.load(host));
+            }
             let place = self.place(seg, linear, intent, size)?;
             return Ok(self.load_at(place));
         }
@@ -185,6 +201,10 @@ impl Vcpu {
     pub fn store_as<T: Word>(&mut self, seg: Seg, linear: u64, value: T, intent: Intent) -> Done {
         let size = T::SIZE as u64;
         if (linear & 0xfff) + size <= PAGE {
+            if let Some(host) = self.known(linear, intent) {
+                self.memory.store_plain(host, value);
+                return Ok(());
+            }
             return match self.place(seg, linear, intent, size)? {
                 Place::Table(gpa) => self.store_table(
                     linear,
@@ -350,6 +370,10 @@ impl Vcpu {
             fetch: may(false, true),
             global: m.global,
         };
+        if self.para && rights.write {
+            let pages = (self.memory.len() / PAGE) as usize;
+            self.kept.note_writable(page.offset, linear, pages);
+        }
         self.tlb.fill(linear, user, page.offset, m.page_size, rights);
         if page.read_only { Place::Rom(page.offset + offset) } else { Place::Ram(page.offset + offset) }
     }

@@ -14,7 +14,128 @@ use crate::state::{Flags, Vcpu};
 /// Rounds of a read-modify-write that found its entry changed; somebody else makes headway in each.
 const MOST_ROUNDS: u32 = 1000;
 
+/// First linear address of the half that is the kernel's.
+const UPPER_HALF: u64 = 1 << 63;
+
+/// What is known of the translations of the kernel's half, which all address spaces of a guest have in common: they may
+/// outlive any flush as long as no entry of a page table that they came from has changed.
+///
+/// The tables are the guest's own, but every change of a live one is seen by the monitor.
+#[derive(Debug, Default)]
+pub(crate) struct Kept {
+    /// Entries of page tables (by a hash of their address) that such translations came from.
+    entries: Marks,
+    /// One of them has changed since.
+    stale: bool,
+    /// By host page: the linear page under which it may be written, see [`Kept::writable`].
+    writable: Vec<u64>,
+}
+
+/// In [`Kept::writable`]: no linear page, and more than one.
+const NOWHERE: u64 = 0;
+const ANYWHERE: u64 = u64::MAX;
+
+#[derive(Debug)]
+struct Marks(Box<[u64; MARKS / 64]>);
+
+const MARKS: usize = 1 << 14;
+
+impl Default for Marks {
+    fn default() -> Self {
+        Marks(Box::new([0; MARKS / 64]))
+    }
+}
+
+impl Kept {
+    fn place(gpa: u64) -> (usize, u64) {
+        let hash = (gpa / 8).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (64 - MARKS.trailing_zeros());
+        ((hash / 64) as usize, 1 << (hash % 64))
+    }
+
+    fn note(&mut self, gpa: u64) {
+        let (word, bit) = Self::place(gpa);
+        self.entries.0[word] |= bit;
+    }
+
+    /// Everything was dropped.
+    pub fn clear(&mut self) {
+        self.entries.0.fill(0);
+        self.stale = false;
+    }
+
+    /// The TLB allows writes to a host page, of which there are `pages`, under a linear address.
+    pub fn note_writable(&mut self, host: u64, linear: u64, pages: usize) {
+        if self.writable.is_empty() {
+            self.writable = vec![NOWHERE; pages];
+        }
+        if let Some(place) = self.writable.get_mut((host / PAGE) as usize) {
+            let page = linear & !(PAGE - 1) | 1;
+            *place = if *place == NOWHERE || *place == page { page } else { ANYWHERE };
+        }
+    }
+
+    /// Under which linear page a host page may be written, as far as is known; it no longer is.
+    fn take_writable(&mut self, host: u64) -> u64 {
+        self.writable
+            .get_mut((host / PAGE) as usize)
+            .map_or(NOWHERE, |place| std::mem::replace(place, NOWHERE))
+    }
+}
+
 impl Vcpu {
+    /// An entry of a live page table of a para-virtual guest, at this guest-physical address, no longer allows what it
+    /// allowed.
+    #[inline]
+    pub fn table_changed(&mut self, gpa: u64) {
+        let (word, bit) = Kept::place(gpa);
+        if self.kept.entries.0[word] & bit != 0 {
+            self.kept.stale = true;
+        }
+    }
+
+    /// An entry of a live page table has lost the right to write to a host page, and nothing else. A kernel makes a page
+    /// read-only before it becomes a page table: that right is taken at once, and nothing is left for a flush to do.
+    pub fn table_protected(&mut self, gpa: u64, host: u64) {
+        match self.kept.writable.get((host / PAGE) as usize).copied().unwrap_or(NOWHERE) {
+            NOWHERE => {}
+            ANYWHERE => self.table_changed(gpa),
+            page if page >= UPPER_HALF => self.protect_host(host),
+            // The lower half goes with every flush.
+            _ => {}
+        }
+    }
+
+    /// A para-virtual guest has another root of page tables, whose upper half is that of the old one if `same_upper_half`.
+    pub fn root_changed(&mut self, same_upper_half: bool) {
+        if same_upper_half {
+            self.flush_guest();
+        } else {
+            self.flush_tlb();
+        }
+        self.end_block();
+    }
+
+    /// Drops every translation of a para-virtual guest that may be wrong: those of the kernel's half are known to be
+    /// right while nothing that they came from has changed.
+    pub fn flush_guest(&mut self) {
+        if self.kept.stale {
+            self.flush_tlb();
+        } else {
+            self.tlb.flush_local();
+        }
+        self.end_block();
+    }
+
+    /// Takes the right to write from every cached translation of a host page. Page tables are mapped at one place, so that
+    /// there is seldom more to drop than one page.
+    pub fn protect_host(&mut self, host: u64) {
+        match self.kept.take_writable(host) {
+            NOWHERE => {}
+            ANYWHERE => self.tlb.protect_host(host),
+            page => self.tlb.flush_page(page & !1),
+        }
+    }
+
     /// Finds where a linear address lies.
     pub(super) fn place_direct(
         &mut self,
@@ -27,7 +148,15 @@ impl Vcpu {
             return self.place_window(linear, paging, access, system);
         }
         match walk::translate(&self.memory, paging, linear, access) {
-            Ok(mapping) => Ok(self.enter(linear, paging, &mapping, access.user)),
+            Ok(mapping) => {
+                let global = !access.user && linear >= UPPER_HALF;
+                if global {
+                    // Which entries the translation came from is noted, so that a change of one can be seen to matter.
+                    let kept = &mut self.kept;
+                    let _ = walk::walk(&self.memory, paging, linear, |step| kept.note(step.entry_gpa));
+                }
+                Ok(self.enter(linear, paging, &Mapping { global, ..mapping }, access.user))
+            }
             Err(fault) => match self.trapped(linear, paging, access, fault) {
                 Some(gpa) => Ok(Place::Table(gpa)),
                 None => {

@@ -1,7 +1,7 @@
 //! Address translation: the walker of the guest's tables, the inline TLB, and the accesses that go through both.
 
 pub mod access;
-mod direct;
+pub(crate) mod direct;
 pub mod inspect;
 pub(crate) mod shadow;
 pub mod tlb;

@@ -17,9 +17,18 @@ pub struct Entry {
     pub host: u64,
     /// The translation is a global one.
     pub global: bool,
+    /// It is on the list of those that may hold something.
+    used: bool,
 }
 
-const EMPTY: Entry = Entry { read: NONE, write: NONE, fetch: NONE, host: 0, global: false };
+const EMPTY: Entry = Entry { read: NONE, write: NONE, fetch: NONE, host: 0, global: false, used: false };
+
+impl Entry {
+    /// Empties it where it stays on the list.
+    fn drop_tags(&mut self) {
+        (self.read, self.write, self.fetch) = (NONE, NONE, NONE);
+    }
+}
 
 /// Something that was dropped, for whoever keeps translations of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,22 +55,42 @@ pub struct Rights {
     pub global: bool,
 }
 
-/// A set of numbers that may claim too many but never too few.
-#[derive(Clone, Copy, Debug, Default)]
-struct Marks([u64; 8]);
+/// A set of numbers that may claim too many but never too few. A kernel maps all of memory by large pages: with a bit for
+/// each of a few GiB, pages of programs are seldom taken for parts of one, which costs everything that is cached.
+#[derive(Clone, Debug)]
+struct Marks {
+    bits: Box<[u64; MARKS / 64]>,
+    any: bool,
+}
+
+/// Bits of a set, a power of two.
+const MARKS: usize = 1 << 14;
+
+impl Default for Marks {
+    fn default() -> Self {
+        Marks { bits: Box::new([0; MARKS / 64]), any: false }
+    }
+}
 
 impl Marks {
     fn place(n: u64) -> (usize, u64) {
-        let hash = n.wrapping_add(n >> 9);
-        ((hash >> 6 & 7) as usize, 1 << (hash & 63))
+        let hash = n.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (64 - MARKS.trailing_zeros());
+        ((hash / 64) as usize, 1 << (hash % 64))
     }
     fn mark(&mut self, n: u64) {
         let (word, bit) = Self::place(n);
-        self.0[word] |= bit;
+        self.bits[word] |= bit;
+        self.any = true;
     }
     fn marked(&self, n: u64) -> bool {
         let (word, bit) = Self::place(n);
-        self.0[word] & bit != 0
+        self.bits[word] & bit != 0
+    }
+    fn clear(&mut self) {
+        if self.any {
+            self.bits.fill(0);
+            self.any = false;
+        }
     }
 }
 
@@ -69,6 +98,8 @@ impl Marks {
 #[derive(Debug)]
 pub struct Tlb {
     entries: Box<[Entry; 2 * SIZE]>,
+    /// Indices of entries that may hold something, so that emptying costs what was filled.
+    used: Vec<u16>,
     /// Which 2 MiB blocks (by a hash) hold entries of large pages, and which 1 GiB blocks.
     large: Marks,
     giant: Marks,
@@ -82,6 +113,7 @@ impl Default for Tlb {
     fn default() -> Self {
         Tlb {
             entries: Box::new([EMPTY; 2 * SIZE]),
+            used: Vec::new(),
             large: Marks::default(),
             giant: Marks::default(),
             epoch: 0,
@@ -107,7 +139,11 @@ impl Tlb {
     /// Enters a translation of one 4 KiB page that lies in a page of `page_size`.
     pub fn fill(&mut self, linear: u64, user: bool, host: u64, page_size: u64, rights: Rights) {
         let tag = linear & !0xfff;
-        let entry = &mut self.entries[Self::index(linear, user)];
+        let index = Self::index(linear, user);
+        let entry = &mut self.entries[index];
+        if !entry.used {
+            self.used.push(index as u16);
+        }
         let tag_if = |allowed: bool| if allowed { tag } else { NONE };
         *entry = Entry {
             read: tag_if(rights.read),
@@ -115,10 +151,12 @@ impl Tlb {
             fetch: tag_if(rights.fetch),
             host,
             global: rights.global,
+            used: true,
         };
         match page_size {
             0x1000 => {}
             0x4000_0000 => self.giant.mark(linear >> 30),
+            0x20_0000 => self.large.mark(linear >> 21),
             // Both halves, as a 4 MiB page covers two.
             _ => {
                 self.large.mark(linear >> 21);
@@ -129,14 +167,16 @@ impl Tlb {
 
     /// Drops everything.
     pub fn flush(&mut self) {
-        self.empty();
+        self.empty(false);
+        self.large.clear();
+        self.giant.clear();
         self.changes.clear();
         self.changes.push(Change::All);
     }
 
-    /// Drops everything, where only what is not global must go: whoever has a use for them may keep global pages.
+    /// Drops everything but global pages. The marks of large pages stay, since global ones may be among them.
     pub fn flush_local(&mut self) {
-        self.empty();
+        self.empty(true);
         self.note(Change::Local);
     }
 
@@ -152,10 +192,17 @@ impl Tlb {
         }
     }
 
-    fn empty(&mut self) {
-        self.entries.fill(EMPTY);
-        self.large = Marks::default();
-        self.giant = Marks::default();
+    /// Empties all, or what is of this address space only.
+    fn empty(&mut self, keep_global: bool) {
+        let entries = &mut self.entries;
+        self.used.retain(|&index| {
+            let entry = &mut entries[usize::from(index) & (2 * SIZE - 1)];
+            let kept = keep_global && entry.global;
+            if !kept {
+                *entry = EMPTY;
+            }
+            kept
+        });
         self.epoch += 1;
     }
 
@@ -172,7 +219,7 @@ impl Tlb {
             self.note(Change::Page(linear & !0xfff));
         }
         for user in [false, true] {
-            self.entries[Self::index(linear, user)] = EMPTY;
+            self.entries[Self::index(linear, user)].drop_tags();
         }
         self.epoch += 1;
     }
@@ -181,7 +228,7 @@ impl Tlb {
         for entry in self.entries.iter_mut() {
             let tag = if entry.read != NONE { entry.read } else { entry.fetch };
             if tag >> shift == linear >> shift {
-                *entry = EMPTY;
+                entry.drop_tags();
             }
         }
     }

@@ -19,6 +19,7 @@ use crate::exit::Exit;
 use crate::fault::Exception;
 use crate::hooks::{HookEvent, HookId, HookKind, Hooks};
 use crate::memory::GuestMemory;
+use crate::mmu::direct::Kept;
 use crate::mmu::shadow::Shadow as ShadowTables;
 use crate::mmu::tlb::Tlb;
 use crate::monitor::{Monitor, Windows};
@@ -136,6 +137,8 @@ pub struct Vcpu {
     pub(crate) para: bool,
     /// What the monitor of a para-virtual guest shows of itself.
     pub(crate) windows: Windows,
+    /// Translations of a para-virtual guest that outlive a change of roots.
+    pub(crate) kept: Kept,
     /// The guest is para-virtual and runs its kernel.
     pub(crate) kernel_mode: bool,
     /// The other half of a para-virtual guest's processor; lent out (`None`) only while it works.
@@ -234,6 +237,7 @@ impl Vcpu {
             user_view: false,
             para: false,
             windows: Windows::default(),
+            kept: Kept::default(),
             kernel_mode: false,
             monitor: None,
             tlb: Tlb::default(),
@@ -384,6 +388,7 @@ impl Vcpu {
 
     /// Forgets every cached translation (after a change from outside).
     pub fn flush_tlb(&mut self) {
+        self.kept.clear();
         self.shadow_tables.flush_all();
         self.tlb.flush();
     }

@@ -235,6 +235,8 @@ fn implicit(insn: &Insn) -> &'static [u8] {
     match insn.op {
         Op::Mul | Op::Div | Op::Idiv | Op::Cmpxchg8b | Op::Cmpxchg16b => &[0, 2],
         Op::Imul if insn.operands[1] == Operand::None => &[0, 2],
+        Op::Movs => &[1, 6, 7],
+        Op::Stos => &[1, 7],
         Op::Cwd => &[2],
         Op::Cbw | Op::Cmpxchg | Op::Lahf => &[0],
         _ => &[],

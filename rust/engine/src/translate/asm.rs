@@ -277,6 +277,12 @@ impl Asm {
         self.emit(&Encoding::new(Escape::None, 0x8d, true, reg, Rm::Mem(address)));
     }
 
+    /// `lea reg, [rip + distance]`: the address of a place in the cache.
+    pub fn place_of(&mut self, reg: u8, target: u64) {
+        self.bytes(&[0x48 | (reg >> 3) << 2, 0x8d, (reg & 7) << 3 | 5]);
+        self.relative(target);
+    }
+
     /// `movzx reg, byte [address]`.
     pub fn load_byte(&mut self, reg: u8, address: Address) {
         self.emit(&Encoding::new(Escape::M0f, 0xb6, false, reg, Rm::Mem(address)));
@@ -441,5 +447,6 @@ mod tests {
         assert_eq!(text(|a| a.load_byte(RCX, at(RSP, 0x27))), "movzx ecx, byte ptr [rsp+0x27]");
         assert_eq!(text(|a| a.jmp_mem(indexed(RSP, R11, 3, 0x1000))), "jmp qword ptr [rsp+r11*8+0x1000]");
         assert_eq!(text(|a| a.jmp(0x2000)), "jmp 0x2000");
+        assert_eq!(text(|a| a.place_of(R11, 0x2000)), "lea r11, [rip+0xff9]");
     }
 }

@@ -12,7 +12,7 @@ use rustix::mm::{MapFlags, MprotectFlags, ProtFlags, mmap, mmap_anonymous, mprot
 
 use super::Translator;
 use super::context::{BUDGET_BIAS, Context, empty};
-use super::thunks::Thunks;
+use super::thunks::{Helpers, Thunks};
 use crate::state::Vcpu;
 
 /// Room for signal handlers below the context.
@@ -194,13 +194,16 @@ struct Session {
 /// Runs translated code from `target` until it leaves.
 pub fn enter(translator: &mut Translator, cpu: &mut Vcpu, thunks: &Thunks, target: u64) {
     let context = translator.context.pointer();
+    let registers = &raw mut cpu.regs as u64;
     let mut session = Session { cpu, translator };
     // SAFETY: `context` is the block that the code addresses off RSP, and the thunk is code for exactly this call. Everything
     // the code reaches it reaches through the context: its own block, and guest RAM by entries of the TLB, which hold only
-    // pages of this machine's memory with the right to the access. `session` outlives the call, and between here and its
-    // return its pointers are the only way to the two values; the helper uses them one call at a time.
+    // pages of this machine's memory with the right to the access. `session` and the vCPU outlive the call, and between here
+    // and its return its pointers are the only way to the two values; the helper uses them one call at a time, and the
+    // thunks read and write the vCPU's first sixteen registers before and after all else.
     unsafe {
         (*context).session = &raw mut session as u64;
+        (*context).registers = registers;
         let enter: extern "C" fn(*mut Context, u64) =
             std::mem::transmute(thunks.enter as usize as *const c_void);
         enter(context, target);
@@ -208,9 +211,9 @@ pub fn enter(translator: &mut Translator, cpu: &mut Vcpu, thunks: &Thunks, targe
     }
 }
 
-/// Address of [`refill`], for the thunk.
-pub fn refill_address() -> u64 {
-    refill as *const () as u64
+/// Addresses of the functions below, for the thunks.
+pub fn helpers() -> Helpers {
+    Helpers { refill: refill as *const () as u64, clock: clock as *const () as u64 }
 }
 
 /// Called by translated code for an access whose page it did not find; gives the cache address to go on at.
@@ -221,4 +224,14 @@ extern "C" fn refill(context: *mut Context, linear: u64) -> u64 {
         (&mut *(*session).cpu, &mut *(*session).translator)
     };
     translator.refill(cpu, linear)
+}
+
+/// Called by translated code for the time-stamp counter, behind so many instructions of a unit.
+extern "C" fn clock(context: *mut Context, done: u64) -> u64 {
+    // SAFETY: as in [`refill`].
+    let (cpu, translator) = unsafe {
+        let session = (*context).session as *mut Session;
+        (&mut *(*session).cpu, &mut *(*session).translator)
+    };
+    translator.clock(cpu, done)
 }

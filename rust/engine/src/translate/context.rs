@@ -83,15 +83,45 @@ pub struct Context {
     /// Selectors of ES, CS, SS, DS, FS and GS for reading.
     pub selectors: [u64; 6],
 
+    /// Not zero while SYSCALL and SYSRET may be done here.
+    pub system_calls: u64,
+    /// Where SYSCALL goes, and the flags that it keeps.
+    pub call_target: u64,
+    pub call_mask: u64,
+    /// CS and SS that SYSCALL loads, and those of SYSRET.
+    pub call_selectors: [u64; 4],
+    /// By which instruction privilege has changed since the vCPU was told, or zero.
+    pub loaded: u64,
+    /// Not zero while programs may read the time-stamp counter.
+    pub open_clock: u64,
+    /// Not zero while the bases of FS and GS may be read and written.
+    pub base_access: u64,
+
+    /// Tag and delta of the page that the stack was last on in the view that is not in use.
+    pub other_minus: u64,
+    pub other_delta: u64,
+    /// The same of the page that the supervisor's stack was on before: entries of a kernel change stacks to and fro.
+    pub former_minus: u64,
+    pub former_delta: u64,
+    /// Not zero while `xmm` and `mxcsr`, or the host's registers, hold what the vCPU's vector state is to become, and
+    /// instructions may use them.
+    pub lent: u64,
+
+    /// Instructions that might be completed when the code was entered.
+    pub granted: u64,
     /// Stack pointer of the caller in Rust.
     pub host_rsp: u64,
-    /// Target of an indirect branch that left.
+    /// Where the vCPU keeps its general registers.
+    pub registers: u64,
+    /// Target of an indirect branch that left; where a helper that was called goes on.
     pub target: u64,
-    /// General registers by number, where no translated code runs; R8 to R11 stand in `resident`.
+    /// Where code and thunks put general registers for a while, by number.
     pub gpr: [u64; 16],
     /// OF in bit 0; SF, ZF, AF, PF and CF in bits 8 to 15 as LAHF gives them.
     pub flags: u64,
     pub groups: [u64; GROUPS],
+    /// Delta of the source's page while REP MOVS looks for the destination's.
+    pub source_delta: u64,
     /// Iterations that a loop may run without checks.
     pub iterations: u64,
     /// Rounds of plain loops until their heads are tried, by a hash of the loop.
@@ -156,7 +186,7 @@ pub const fn slot(n: u8) -> Address {
     at_offset(offset_of!(Context, resident) + 8 * n as usize)
 }
 
-/// The operand of a general register's place between entries.
+/// The operand of the place where a general register is put for a while.
 pub const fn saved(n: u8) -> Address {
     at_offset(offset_of!(Context, gpr) + 8 * n as usize)
 }

@@ -10,7 +10,7 @@ use trapgate_x86::slots::Slots;
 use super::access::Groups;
 use super::asm::{Address, Asm, Encoding, Escape, R10, R11, RCX, Rm, Vex, at};
 use super::context::{Place, field, place, slot};
-use super::exits::{Cold, Exits};
+use super::exits::{Cold, Exits, Second};
 use super::loops::Loop;
 use super::plan::{self, Plan};
 
@@ -56,6 +56,8 @@ pub struct Emitter<'a> {
     pub user: bool,
     /// Offset of the page in the host mapping.
     pub page: u64,
+    /// The next page, if the unit is one instruction that goes on there.
+    pub second: Option<Second>,
     /// Which accesses are checked together.
     pub groups: Groups,
     /// The loop whose fast form is emitted now.
@@ -113,12 +115,18 @@ impl Emitter<'_> {
                 self.swapgs();
                 Ok(())
             }
+            Plan::ReadBase(seg) => self.read_base(f, seg),
+            Plan::WriteBase(seg) => self.write_base(f, seg),
             Plan::Cld => {
                 self.leave_if_set(f, field!(direction));
                 Ok(())
             }
             Plan::ReadControl | Plan::ReadSelector => {
                 self.read_system(f);
+                Ok(())
+            }
+            Plan::Repeat => {
+                self.repeat(f);
                 Ok(())
             }
             Plan::BitString => self.bit_string(f),

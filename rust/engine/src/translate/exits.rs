@@ -1,7 +1,13 @@
 //! Where translated code leaves: what each exit means, and the stubs behind a unit that say which one was taken.
 
+use std::num::NonZeroU32;
+
+use trapgate_x86::insn::{Bits, Insn};
+use trapgate_x86::layout::MAX_LENGTH;
+
 use super::asm::Fixup;
-use crate::interp::Uop;
+use super::passage::leaves_vectors;
+use crate::interp::{Uop, handler};
 
 /// What an exit says about the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,10 +23,11 @@ pub enum Exit {
     /// Goes on at the address in R10, which the branch at `rip` computed. `undo` is what it added to RSP.
     Indirect { rip: u64, undo: i32 },
     /// The instruction at `rip` is the interpreter's, as one of [`Exits::step`]; `done` ones of the unit are complete and not
-    /// yet charged.
-    Interpret { rip: u64, done: u32, step: u32 },
-    /// A memory access at `rip` did not find its page; the instruction starts again at the host address `retry`.
-    Miss { rip: u64, done: u32, retry: u64, access: Access },
+    /// yet charged. Behind it the unit goes on at the host address `resume`, if there is one.
+    Interpret { rip: u64, done: u32, step: u32, resume: u64 },
+    /// A memory access at `rip` did not find its page; the instruction starts again at the host address `retry`. Where that
+    /// is of no use it is the interpreter's, as a step that is decoded when it is first needed.
+    Miss { rip: u64, done: u32, retry: u64, access: Access, step: Option<NonZeroU32> },
     /// The unit at `rip` needs the vector registers; nothing of it has run. It is entered again at `entry`.
     Vectors { rip: u64, entry: u64 },
     /// The slot of an address led to another address's unit: nothing has run.
@@ -43,11 +50,41 @@ pub struct Access {
     pub group: bool,
 }
 
+/// An instruction that the interpreter runs for a unit.
+#[derive(Clone, Copy, Debug)]
+pub struct Step {
+    pub uop: Uop,
+    /// The host page that it lies on.
+    pub page: u64,
+    /// Where the rest of it lies, if it goes on in the next page.
+    pub second: Option<Second>,
+    /// It has to do with the vector registers, or with whether they may be used.
+    pub vectors: bool,
+}
+
+impl Step {
+    pub fn new(insn: Insn, page: u64, second: Option<Second>) -> Step {
+        let uop = Uop::new(insn, handler(&insn), 0, Bits::B64, true);
+        Step { uop, page, second, vectors: !leaves_vectors(insn.op) }
+    }
+}
+
+/// The second page of an instruction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Second {
+    /// Offset in the host mapping.
+    pub host: u64,
+    /// Code counter of the page when the instruction was last known good.
+    pub state: u32,
+    /// The page's first bytes, of which some are the instruction's.
+    pub bytes: [u8; MAX_LENGTH],
+}
+
 /// All exits of the cache, by number.
 #[derive(Debug, Default)]
 pub struct Exits {
     all: Vec<Exit>,
-    steps: Vec<(Uop, u64)>,
+    steps: Vec<Step>,
 }
 
 impl Exits {
@@ -66,19 +103,26 @@ impl Exits {
         self.all.get(n as usize).copied()
     }
 
-    /// Keeps an instruction that the interpreter is to run, and the host page that it lies on.
-    pub fn add_step(&mut self, uop: Uop, page: u64) -> u32 {
-        self.steps.push((uop, page));
+    /// Keeps an instruction that the interpreter is to run.
+    pub fn add_step(&mut self, step: Step) -> u32 {
+        self.steps.push(step);
         (self.steps.len() - 1) as u32
     }
 
-    pub fn step(&self, n: u32) -> Option<(Uop, u64)> {
-        self.steps.get(n as usize).copied()
+    pub fn step(&self, n: u32) -> Option<&Step> {
+        self.steps.get(n as usize)
+    }
+
+    /// The second page of a step was looked at again, and holds what it did.
+    pub fn renew_second(&mut self, n: u32, state: u32) {
+        if let Some(Step { second: Some(second), .. }) = self.steps.get_mut(n as usize) {
+            second.state = state;
+        }
     }
 
     /// Bytes that all of it takes.
     pub fn bytes(&self) -> usize {
-        self.all.capacity() * size_of::<Exit>() + self.steps.capacity() * size_of::<(Uop, u64)>()
+        self.all.capacity() * size_of::<Exit>() + self.steps.capacity() * size_of::<Step>()
     }
 
     pub fn clear(&mut self) {
@@ -89,8 +133,9 @@ impl Exits {
 /// Code that is put behind its unit.
 #[derive(Clone, Copy, Debug)]
 pub enum Cold {
-    /// `jump` leads to a stub that asks for a page. The address is in R10, or `[base + low]` of the stack.
-    Miss { jump: Fixup, exit: u32, stack: Option<(u8, i32)> },
+    /// `jump` leads to a stub that asks for a page. The address is in R10, or `[base + low]` of the stack; the access starts
+    /// again at `retry`.
+    Miss { jump: Fixup, exit: u32, stack: Option<(u8, i32)>, retry: u64 },
     /// `jump` leads out.
     Leave { jump: Fixup, exit: u32 },
     /// `jump` leads out after the flags have been put back: they and RAX stand in the context.

@@ -4,7 +4,6 @@
 //! While code is made, [`Asm`] takes notes of what follows; they cut the code into parts. Nothing of it runs, so it may lie
 //! anywhere and leave to addresses that stand for the thunks.
 
-use std::mem::offset_of;
 use std::ops::Range;
 
 use trapgate_x86::class::{Class, Reason, class};
@@ -14,12 +13,11 @@ use trapgate_x86::features::Features;
 use trapgate_x86::insn::{Bits, DecodeError, Insn, Operand, RIP};
 use trapgate_x86::layout::MAX_LENGTH;
 
-use super::asm::{Asm, RSP};
-use super::context::{
-    BELOW, Context, DELTA, MINUS_READ, MINUS_WRITE, Place, jumps_offset, place, slot, tlb_offset,
-};
+use super::asm::Asm;
+use super::context::{Place, place};
 use super::emit::Fetched;
 use super::exits::{Cold, Exit, Exits};
+use super::names::{named, register};
 use super::plan::Plan;
 use super::thunks::Thunks;
 use super::unit::{self, LONGEST, Source};
@@ -28,7 +26,8 @@ use crate::memory::PAGE;
 /// Where explained units seem to lie.
 const BASE: u64 = 0x1_0000;
 /// Where they leave to.
-const THUNKS: Thunks = Thunks { enter: 0, exit: 0x1000, miss: 0x2000 };
+pub(super) const THUNKS: Thunks =
+    Thunks { enter: 0, exit: 0x1000, miss: 0x2000, stack: 0x3000, lend: 0x4000, clock: 0x5000 };
 
 /// What the code behind a place in the assembler is for. Numbers are those of instructions in the unit.
 #[derive(Clone, Copy, Debug)]
@@ -258,12 +257,19 @@ fn verdict(f: &Fetched<'_>, plan: Plan, same: bool, user: bool) -> (Done, String
         Plan::Nothing => return (Done::Dropped, "it does nothing but count".to_owned()),
         Plan::Copy | Plan::Vector if !memory => return copied(insn, same),
         Plan::Lea if insn.mem.base != RIP => return copied(insn, same),
-        Plan::Copy | Plan::Vector | Plan::BitString => Reason::Address.text(),
+        Plan::Copy | Plan::Vector | Plan::BitString | Plan::Repeat => Reason::Address.text(),
         Plan::Lea => "it counts from RIP, which is the guest's: a constant here",
         Plan::Push | Plan::Pop | Plan::Leave => "the stack's address is translated and checked",
         Plan::Divide => "its fault would be the host's: its operands are looked at first",
         Plan::Cli | Plan::Sti => "it is privileged: the guest's IF is a place in memory",
         Plan::Swapgs => "it is privileged: the guest's bases are places in memory",
+        Plan::Syscall | Plan::Sysret => {
+            "it would enter the host's kernel: the guest's mode is a place in memory"
+        }
+        Plan::ReadClock => "it would show the host's counter: a helper gives the guest's",
+        Plan::ReadBase(_) | Plan::WriteBase(_) => {
+            "it would reach the host's base: the guest's is a place in memory"
+        }
         Plan::Pushf => "it would show the host's IF and IOPL: the guest's are put in",
         Plan::Cld => "the host's DF stays clear: the guest's is a place in memory",
         Plan::ReadControl => "it is privileged: the guest's control registers are places in memory",
@@ -300,11 +306,6 @@ fn copied(insn: &Insn, same: bool) -> (Done, String) {
     (Done::Renamed, format!("here {}", moved.join(", ")))
 }
 
-fn register(n: u8) -> String {
-    const LEGACY: [&str; 8] = ["rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi"];
-    LEGACY.get(usize::from(n)).map_or_else(|| format!("r{n}"), |name| (*name).to_owned())
-}
-
 impl Part {
     /// The code as instructions.
     pub fn lines(&self) -> Vec<Line> {
@@ -325,74 +326,6 @@ impl Part {
         }
         lines
     }
-}
-
-/// Puts names for places of the context and for thunks into the text of a host instruction.
-fn named(text: String, insn: &Insn, next: u64) -> String {
-    if insn.operands[0] == Operand::Rel {
-        let thunk = match next.wrapping_add(insn.imm) {
-            to if to == THUNKS.exit => "leave",
-            to if to == THUNKS.miss => "miss",
-            _ => return text,
-        };
-        return format!("{} {thunk}", insn.op.name());
-    }
-    if insn.mem.base != RSP {
-        return text;
-    }
-    let (Some(open), Some(close)) = (text.find('['), text.find(']')) else { return text };
-    let indexed = insn.mem.index < 16;
-    let Some(name) = place_name(insn.mem.disp as i32, indexed) else { return text };
-    let index = if indexed {
-        let scale = 1 << insn.mem.scale;
-        format!("+{}*{scale}", register(insn.mem.index))
-    } else {
-        String::new()
-    };
-    format!("{}[{name}{index}]{}", &text[..open], &text[close + 1..])
-}
-
-/// What lies at a displacement from RSP.
-fn place_name(disp: i32, indexed: bool) -> Option<String> {
-    if indexed {
-        let tables = [false, true].into_iter().flat_map(|user| {
-            let tlb = tlb_offset(user);
-            [
-                (tlb + MINUS_READ, "tlb_read"),
-                (tlb + MINUS_WRITE, "tlb_write"),
-                (tlb + DELTA, "tlb_delta"),
-                (jumps_offset(user), "jumps"),
-            ]
-        });
-        return tables.into_iter().find(|(at, _)| *at == disp).map(|(_, name)| name.to_owned());
-    }
-    if let Some(n) = (0..4).find(|n| slot(*n).disp == disp) {
-        return Some(format!("guest_r{}", 8 + n));
-    }
-    let offset = usize::try_from(disp - BELOW).ok()?;
-    macro_rules! places {
-        ($($name:ident)*) => { [$((offset_of!(Context, $name), size_of_field(|c: &Context| &c.$name), stringify!($name))),*] };
-    }
-    let places = places!(
-        budget minus_stack stack_delta vector fs_base gs_base exit aligned_mask slot_mask interrupts
-        quiet other_flags arithmetic_mask kernel_gs_base direction control selectors target gpr flags groups
-        iterations trips mxcsr host_mxcsr xmm pairs
-    );
-    let (start, size, name) =
-        *places.iter().find(|(start, size, _)| (*start..start + size).contains(&offset))?;
-    let inside = offset - start;
-    Some(if size > 8 {
-        format!("{name}+{inside:#x}")
-    } else if inside > 0 {
-        format!("{name}+{inside}")
-    } else {
-        name.to_owned()
-    })
-}
-
-/// The size of a field, by a function that is never called.
-const fn size_of_field<T>(_: fn(&Context) -> &T) -> usize {
-    size_of::<T>()
 }
 
 #[cfg(test)]

@@ -148,8 +148,8 @@ impl Emitter<'_> {
     pub(super) fn missing(&mut self, f: &Fetched<'_>, retry: u64, access: Access, stack: Option<(u8, i32)>) {
         self.asm.jrcxz(5);
         let jump = self.asm.jmp_later();
-        let exit = self.exits.add(Exit::Miss { rip: f.rip, done: f.done, retry, access });
-        self.cold.push(Cold::Miss { jump, exit, stack });
+        let exit = self.exits.add(Exit::Miss { rip: f.rip, done: f.done, retry, access, step: None });
+        self.cold.push(Cold::Miss { jump, exit, stack, retry });
     }
 
     /// Checks a group on the stack whose first byte is `[base + low]`, and leaves the delta in R11. Uses RCX and R10.

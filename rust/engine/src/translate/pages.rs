@@ -3,10 +3,17 @@
 
 use std::collections::HashMap;
 use std::hash::BuildHasherDefault;
+use std::num::NonZeroU32;
+
+use trapgate_x86::decode::decode;
+use trapgate_x86::insn::Bits;
+use trapgate_x86::layout::MAX_LENGTH;
 
 use super::Translator;
+use super::asm::Asm;
+use super::cache::CodeCache;
 use super::context::{Context, PAIRS};
-use super::exits::Exit;
+use super::exits::{Exit, Exits, Second, Step};
 use super::unit::{self, MOST_BYTES, Source};
 use crate::memory::PAGE;
 use crate::mix::Mix;
@@ -101,17 +108,17 @@ impl Translator {
         (slot != self.thunks.exit).then_some(slot)
     }
 
-    /// Lets a jump lead straight to its target from now on.
-    pub(super) fn link(&mut self, cpu: &mut Vcpu, rip: u64, field: u64, guard: Option<u64>) {
+    /// Lets a jump lead straight to its target from now on, and gives the target's entry.
+    pub(super) fn link(&mut self, cpu: &mut Vcpu, rip: u64, field: u64, guard: Option<u64>) -> Option<u64> {
         let flushes = self.stats.flushes;
-        let Some(found) = self.unit_at(cpu, rip, false) else { return };
+        let found = self.unit_at(cpu, rip, false)?;
         if flushes != self.stats.flushes {
             // The jump went with everything else.
-            return;
+            return Some(found.entry);
         }
         if let Some(guard) = guard {
             if found.pair == 0 {
-                return;
+                return Some(found.entry);
             }
             let pairs = super::context::at_offset(std::mem::offset_of!(super::context::Context, pairs)).disp;
             self.cache.write(guard, &(pairs + i32::from(found.pair)).to_le_bytes());
@@ -119,14 +126,7 @@ impl Translator {
             self.set_pair(found.pair, rip & !(PAGE - 1), global);
         }
         self.cache.aim(field, found.entry);
-    }
-
-    /// Lets indirect branches to an address find its unit.
-    pub(super) fn remember_target(&mut self, cpu: &mut Vcpu, rip: u64) {
-        if let Some(found) = self.unit_at(cpu, rip, false) {
-            let global = self.is_global(cpu, rip);
-            self.set_jump(rip, cpu.user_view, global, found.indirect);
-        }
+        Some(found.entry)
     }
 
     fn is_global(&self, cpu: &Vcpu, linear: u64) -> bool {
@@ -207,6 +207,18 @@ impl Translator {
             alone,
         };
         let made = unit::translate(&mut self.asm, &mut self.exits, &self.thunks, &source);
+        let made = match made {
+            None if length < MAX_LENGTH => {
+                // A page that is not there may be mapped later.
+                let second = self.second_page(cpu, rip)?;
+                let mut bytes = [0; 2 * MAX_LENGTH];
+                bytes[..length].copy_from_slice(code);
+                bytes[length..length + MAX_LENGTH].copy_from_slice(&second.bytes);
+                let source = Source { code: &bytes[..length + MAX_LENGTH], ..source };
+                unit::across(&mut self.asm, &mut self.exits, &self.thunks, &source, second)
+            }
+            made => made,
+        };
         // Making a unit watches its page: the vCPU's TLB has a change for ours.
         self.follow_changes(cpu);
         let page = &mut self.pages.all[page as usize];
@@ -231,6 +243,79 @@ impl Translator {
             !same
         });
         Some(found)
+    }
+
+    /// Decodes the instruction at RIP, whose access has missed by an exit, as a step of that exit; `None` where it may be
+    /// another by now. Step 0 is never one of these.
+    pub(super) fn decode_miss(&mut self, cpu: &mut Vcpu, exit: u32) -> Option<NonZeroU32> {
+        let Ok(Place::Ram(host) | Place::Rom(host)) = cpu.fetch_place(cpu.rip) else {
+            cpu.fault = None;
+            return None;
+        };
+        let inside = (PAGE - host % PAGE) as usize;
+        let mut bytes = [0; MAX_LENGTH];
+        let bytes = &mut bytes[..inside.min(MAX_LENGTH)];
+        cpu.memory.read_host(host, bytes);
+        let insn = decode(bytes, Bits::B64, &cpu.features()).ok().filter(|_| self.is_current(cpu))?;
+        let step = NonZeroU32::new(self.exits.add_step(Step::new(insn, host & !(PAGE - 1), None)))?;
+        if let Some(Exit::Miss { rip, done, retry, access, .. }) = self.exits.get(exit) {
+            self.exits.set(exit, Exit::Miss { rip, done, retry, access, step: Some(step) });
+        }
+        Some(step)
+    }
+
+    /// Where an instruction goes on that reaches into the next page; `None` if that is not to be had.
+    fn second_page(&mut self, cpu: &mut Vcpu, rip: u64) -> Option<Second> {
+        let host = self.next_page(cpu, rip)?;
+        let state = cpu.watch_code(host);
+        let mut bytes = [0; MAX_LENGTH];
+        cpu.memory.read_host(host, &mut bytes);
+        Some(Second { host, state, bytes })
+    }
+
+    /// The host page behind the one of an address.
+    fn next_page(&mut self, cpu: &mut Vcpu, rip: u64) -> Option<u64> {
+        match cpu.fetch_place((rip | (PAGE - 1)).wrapping_add(1)) {
+            Ok(Place::Ram(host) | Place::Rom(host)) => Some(host & !(PAGE - 1)),
+            Ok(Place::Device(_) | Place::Table(_)) => None,
+            Err(_) => {
+                cpu.fault = None;
+                None
+            }
+        }
+    }
+
+    /// Whether an instruction at RIP that reaches into the next page still goes on there as it did. If not its unit ends: one
+    /// that is made when it is needed again will know better.
+    pub(super) fn goes_on(&mut self, cpu: &mut Vcpu, number: u32) -> bool {
+        let Some(&Step { page: host, second: Some(second), ref uop, .. }) = self.exits.step(number) else {
+            return false;
+        };
+        let inside = (PAGE - cpu.rip % PAGE) as usize;
+        let more = usize::from(uop.insn.len).saturating_sub(inside);
+        if self.next_page(cpu, cpu.rip) == Some(second.host) {
+            if cpu.memory.code_state(second.host) == second.state {
+                return true;
+            }
+            if let Some(now) = self.second_page(cpu, cpu.rip)
+                && now.bytes[..more] == second.bytes[..more]
+            {
+                self.exits.renew_second(number, now.state);
+                return true;
+            }
+        }
+        let key = Key { linear: cpu.rip & !(PAGE - 1), host, user: cpu.user_view };
+        let offset = (cpu.rip % PAGE) as u16;
+        if let Some(&page) = self.pages.index.get(&key)
+            && let Some(Some(unit)) = self.pages.all[page as usize].units.remove(&offset)
+        {
+            let mut room = Room { cache: &mut self.cache, exits: &mut self.exits, asm: &mut self.asm };
+            match room.end_unit(&unit, cpu.rip, self.thunks.exit) {
+                true => self.pages.all[page as usize].gone.push((offset, unit.entry)),
+                false => self.pages.full = true,
+            }
+        }
+        false
     }
 
     /// Whether no page of code was written since they were last looked at.
@@ -271,7 +356,7 @@ impl Translator {
         page.state = cpu.watch_code(page.key.host);
         let mut now = [0; PAGE as usize];
         cpu.memory.read_host(page.key.host, &mut now);
-        let (cache, exits, thunks, asm) = (&mut self.cache, &mut self.exits, &self.thunks, &mut self.asm);
+        let mut room = Room { cache: &mut self.cache, exits: &mut self.exits, asm: &mut self.asm };
         let (gone, linear) = (&mut page.gone, page.key.linear);
         let mut full = false;
         page.units.retain(|&offset, unit| {
@@ -280,22 +365,38 @@ impl Translator {
             if now[at..at + unit.code.len()] == *unit.code {
                 return true;
             }
-            // Whoever still leads here leaves, until a successor is made.
-            let exit = exits.add(Exit::Gone { rip: linear + at as u64 });
-            asm.start(cache.next());
-            asm.store_constant32(super::context::field!(exit), exit);
-            asm.jmp(thunks.exit);
-            if asm.code.len() + 16 > cache.room() {
+            if room.end_unit(unit, linear + at as u64, self.thunks.exit) {
+                gone.push((offset, unit.entry));
+            } else {
                 full = true;
-                return false;
             }
-            let stub = asm.base;
-            cache.append(&asm.code);
-            cache.write(unit.entry, &[0xe9]);
-            cache.aim(unit.entry + 1, stub);
-            gone.push((offset, unit.entry));
             false
         });
         self.pages.full |= full;
+    }
+}
+
+/// Where stubs are put.
+struct Room<'a> {
+    cache: &'a mut CodeCache,
+    exits: &'a mut Exits,
+    asm: &'a mut Asm,
+}
+
+impl Room<'_> {
+    /// Whoever still leads to the unit at `rip` leaves, until a successor is made. False if there is no room for that.
+    fn end_unit(&mut self, unit: &Unit, rip: u64, out: u64) -> bool {
+        let exit = self.exits.add(Exit::Gone { rip });
+        self.asm.start(self.cache.next());
+        self.asm.store_constant32(super::context::field!(exit), exit);
+        self.asm.jmp(out);
+        if self.asm.code.len() + 16 > self.cache.room() {
+            return false;
+        }
+        let stub = self.asm.base;
+        self.cache.append(&self.asm.code);
+        self.cache.write(unit.entry, &[0xe9]);
+        self.cache.aim(unit.entry + 1, stub);
+        true
     }
 }

@@ -4,6 +4,8 @@
 use trapgate_x86::insn::{Insn, Operand, Prefixes, Seg};
 use trapgate_x86::op::Op;
 
+use super::vectors::is_vector;
+
 /// How an instruction is translated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Plan {
@@ -22,12 +24,23 @@ pub enum Plan {
     Cli,
     Sti,
     Swapgs,
+    /// SYSCALL at CPL 3.
+    Syscall,
+    /// SYSRET to 64-bit code at CPL 0.
+    Sysret,
+    /// RDTSC.
+    ReadClock,
+    /// RDFSBASE and RDGSBASE, WRFSBASE and WRGSBASE.
+    ReadBase(Seg),
+    WriteBase(Seg),
     Pushf,
     Cld,
     /// MOV from CR0, CR2, CR3 or CR4.
     ReadControl,
     /// MOV from a segment register to a general one.
     ReadSelector,
+    /// REP MOVS and REP STOS.
+    Repeat,
     /// BT, BTS, BTR and BTC on a string of bits in memory.
     BitString,
     Jump,
@@ -36,6 +49,14 @@ pub enum Plan {
     Return,
     /// Left to the interpreter, which runs it alone.
     Interpret,
+}
+
+impl Plan {
+    /// Whether nothing of the unit follows.
+    pub fn ends_unit(self) -> bool {
+        use Plan::*;
+        matches!(self, Interpret | Jump | Call | Return | Syscall | Sysret | ReadClock)
+    }
 }
 
 /// The plan for an instruction in 64-bit mode.
@@ -78,6 +99,13 @@ pub fn plan(insn: &Insn, user: bool) -> Plan {
         Op::Cli if !user => Plan::Cli,
         Op::Sti if !user => Plan::Sti,
         Op::Swapgs if !user => Plan::Swapgs,
+        Op::Syscall if user => Plan::Syscall,
+        Op::Sysret if !user && insn.opsize == 8 => Plan::Sysret,
+        Op::Rdtsc => Plan::ReadClock,
+        Op::Rdfsbase => Plan::ReadBase(Seg::Fs),
+        Op::Rdgsbase => Plan::ReadBase(Seg::Gs),
+        Op::Wrfsbase => Plan::WriteBase(Seg::Fs),
+        Op::Wrgsbase => Plan::WriteBase(Seg::Gs),
         Op::Pushf if insn.opsize == 8 => Plan::Pushf,
         Op::Cld => Plan::Cld,
         Op::Bt | Op::Bts | Op::Btr | Op::Btc
@@ -87,6 +115,7 @@ pub fn plan(insn: &Insn, user: bool) -> Plan {
         {
             Plan::BitString
         }
+        Op::Movs | Op::Stos if is_repeated(insn) => Plan::Repeat,
         Op::Jmp => Plan::Jump,
         Op::Jcc => Plan::Branch,
         Op::Call if insn.opsize == 8 => Plan::Call,
@@ -100,6 +129,11 @@ pub fn plan(insn: &Insn, user: bool) -> Plan {
 /// POP to memory computes its address after RSP has moved: rare, and the interpreter's.
 fn pop(insn: &Insn) -> Plan {
     if matches!(insn.operands[0], Operand::Gpr { .. }) { Plan::Pop } else { Plan::Interpret }
+}
+
+/// REP with flat addresses of 64 bits.
+fn is_repeated(insn: &Insn) -> bool {
+    insn.prefixes.contains(Prefixes::REP) && insn.addrsize == 8 && own_base(insn).is_none()
 }
 
 /// LOCK is copied with the operations for which a host atomic is all there is to it.
@@ -246,252 +280,6 @@ fn is_integer(insn: &Insn, high: bool) -> bool {
         | Adox => true,
         _ => false,
     }
-}
-
-/// Vector instructions on XMM and general registers and one memory operand, which need no more than MXCSR.
-fn is_vector(op: Op) -> bool {
-    use Op::*;
-    matches!(
-        op,
-        Lddqu
-            | Movapd
-            | Movaps
-            | Movd
-            | Movdqa
-            | Movdqu
-            | Movhlps
-            | Movhpd
-            | Movhps
-            | Movlhps
-            | Movlpd
-            | Movlps
-            | Movmskpd
-            | Movmskps
-            | Movntdq
-            | Movntdqa
-            | Movntpd
-            | Movntps
-            | Movq
-            | MovsdXmm
-            | Movss
-            | Movupd
-            | Movups
-            | Pmovmskb
-            | Aesdec
-            | Aesdeclast
-            | Aesenc
-            | Aesenclast
-            | Aesimc
-            | Andnpd
-            | Andnps
-            | Andpd
-            | Andps
-            | Movddup
-            | Movshdup
-            | Movsldup
-            | Orpd
-            | Orps
-            | Pabsb
-            | Pabsd
-            | Pabsw
-            | Packssdw
-            | Packsswb
-            | Packusdw
-            | Packuswb
-            | Paddb
-            | Paddd
-            | Paddq
-            | Paddsb
-            | Paddsw
-            | Paddusb
-            | Paddusw
-            | Paddw
-            | Pand
-            | Pandn
-            | Pavgb
-            | Pavgw
-            | Pcmpeqb
-            | Pcmpeqd
-            | Pcmpeqq
-            | Pcmpeqw
-            | Pcmpgtb
-            | Pcmpgtd
-            | Pcmpgtq
-            | Pcmpgtw
-            | Phaddd
-            | Phaddsw
-            | Phaddw
-            | Phminposuw
-            | Phsubd
-            | Phsubsw
-            | Phsubw
-            | Pmaddubsw
-            | Pmaddwd
-            | Pmaxsb
-            | Pmaxsd
-            | Pmaxsw
-            | Pmaxub
-            | Pmaxud
-            | Pmaxuw
-            | Pminsb
-            | Pminsd
-            | Pminsw
-            | Pminub
-            | Pminud
-            | Pminuw
-            | Pmovsxbd
-            | Pmovsxbq
-            | Pmovsxbw
-            | Pmovsxdq
-            | Pmovsxwd
-            | Pmovsxwq
-            | Pmovzxbd
-            | Pmovzxbq
-            | Pmovzxbw
-            | Pmovzxdq
-            | Pmovzxwd
-            | Pmovzxwq
-            | Pmuldq
-            | Pmulhrsw
-            | Pmulhuw
-            | Pmulhw
-            | Pmulld
-            | Pmullw
-            | Pmuludq
-            | Por
-            | Psadbw
-            | Pshufb
-            | Psignb
-            | Psignd
-            | Psignw
-            | Pslld
-            | Pslldq
-            | Psllq
-            | Psllw
-            | Psrad
-            | Psraw
-            | Psrld
-            | Psrldq
-            | Psrlq
-            | Psrlw
-            | Psubb
-            | Psubd
-            | Psubq
-            | Psubsb
-            | Psubsw
-            | Psubusb
-            | Psubusw
-            | Psubw
-            | Punpckhbw
-            | Punpckhdq
-            | Punpckhqdq
-            | Punpckhwd
-            | Punpcklbw
-            | Punpckldq
-            | Punpcklqdq
-            | Punpcklwd
-            | Pxor
-            | Unpckhpd
-            | Unpckhps
-            | Unpcklpd
-            | Unpcklps
-            | Xorpd
-            | Xorps
-            | Aeskeygenassist
-            | Blendpd
-            | Blendps
-            | Mpsadbw
-            | Palignr
-            | Pblendw
-            | Pclmulqdq
-            | Pshufd
-            | Pshufhw
-            | Pshuflw
-            | Shufpd
-            | Shufps
-            | Blendvpd
-            | Blendvps
-            | Extractps
-            | Insertps
-            | Pblendvb
-            | Pextrb
-            | Pextrd
-            | Pextrq
-            | Pextrw
-            | Pinsrb
-            | Pinsrd
-            | Pinsrq
-            | Pinsrw
-            | Ptest
-            | Addpd
-            | Addps
-            | Addsd
-            | Addss
-            | Addsubpd
-            | Addsubps
-            | Cmppd
-            | Cmpps
-            | CmpsdXmm
-            | Cmpss
-            | Comisd
-            | Comiss
-            | Cvtdq2pd
-            | Cvtdq2ps
-            | Cvtpd2dq
-            | Cvtpd2ps
-            | Cvtps2dq
-            | Cvtps2pd
-            | Cvtsd2si
-            | Cvtsd2ss
-            | Cvtsi2sd
-            | Cvtsi2ss
-            | Cvtss2sd
-            | Cvtss2si
-            | Cvttpd2dq
-            | Cvttps2dq
-            | Cvttsd2si
-            | Cvttss2si
-            | Divpd
-            | Divps
-            | Divsd
-            | Divss
-            | Dppd
-            | Dpps
-            | Haddpd
-            | Haddps
-            | Hsubpd
-            | Hsubps
-            | Maxpd
-            | Maxps
-            | Maxsd
-            | Maxss
-            | Minpd
-            | Minps
-            | Minsd
-            | Minss
-            | Mulpd
-            | Mulps
-            | Mulsd
-            | Mulss
-            | Roundpd
-            | Roundps
-            | Roundsd
-            | Roundss
-            | Sqrtpd
-            | Sqrtps
-            | Sqrtsd
-            | Sqrtss
-            | Subpd
-            | Subps
-            | Subsd
-            | Subss
-            | Ucomisd
-            | Ucomiss
-            | Rcpps
-            | Rcpss
-            | Rsqrtps
-            | Rsqrtss
-    )
 }
 
 /// Whether a 16-byte memory operand must be aligned: legacy SSE's must, but for these (SDM vol. 2, table 2-23), and that

@@ -1,16 +1,15 @@
 //! Instructions that have a form of their own: LEA, the stack, targets of indirect branches, division, bit strings, and what of
 //! the system can be done in place.
 
-use trapgate_x86::insn::{Bits, Operand, Prefixes, RIP};
+use trapgate_x86::insn::{Operand, Prefixes, RIP};
 use trapgate_x86::op::Op;
 
 use super::asm::{Address, Encoding, Escape, R10, R11, RAX, RCX, RDX, Rm, at, indexed};
 use super::context::{Context, Place, at_offset, field, place, saved, slot};
 use super::emit::{Emitter, Fetched, Untranslatable};
-use super::exits::{Access, Cold, Exit};
+use super::exits::{Access, Cold, Exit, Step};
 use super::plan;
 use super::thunks::{load_flags, save_flags};
-use crate::interp::{Uop, handler};
 
 impl Emitter<'_> {
     pub(super) fn lea(&mut self, f: &Fetched<'_>) {
@@ -116,9 +115,8 @@ impl Emitter<'_> {
 
     /// The exit by which the interpreter runs an instruction.
     pub(super) fn interpret(&mut self, f: &Fetched<'_>) -> u32 {
-        let uop = Uop::new(f.insn, handler(&f.insn), 0, Bits::B64, true);
-        let step = self.exits.add_step(uop, self.page);
-        self.exits.add(Exit::Interpret { rip: f.rip, done: f.done, step })
+        let step = self.exits.add_step(Step::new(f.insn, self.page, self.second));
+        self.exits.add(Exit::Interpret { rip: f.rip, done: f.done, step, resume: 0 })
     }
 
     /// Lets the interpreter run the instruction if RCX is zero.
@@ -134,6 +132,11 @@ impl Emitter<'_> {
     /// Lets the interpreter run the instruction unless a field is zero.
     pub(super) fn leave_if_set(&mut self, f: &Fetched<'_>, value: Address) {
         self.asm.load(RCX, value);
+        self.leave_unless_zero(f);
+    }
+
+    /// Lets the interpreter run the instruction unless RCX is zero.
+    pub(super) fn leave_unless_zero(&mut self, f: &Fetched<'_>) {
         self.asm.jrcxz(5);
         let jump = self.asm.jmp_later();
         let exit = self.interpret(f);

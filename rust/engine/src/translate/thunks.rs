@@ -2,8 +2,10 @@
 
 use std::mem::offset_of;
 
-use super::asm::{Asm, Encoding, Escape, R8, R9, R10, R11, RAX, RBP, RCX, RDI, RDX, RSI, RSP, Rm, at};
-use super::context::{BELOW, Context, Place, at_offset, field, place, saved};
+use super::asm::{
+    Address, Asm, Encoding, Escape, R8, R9, R10, R11, RAX, RBP, RCX, RDI, RDX, RSI, RSP, Rm, at, indexed,
+};
+use super::context::{BELOW, Context, Place, at_offset, field, place, saved, slot};
 
 const RBX: u8 = 3;
 const R12: u8 = 12;
@@ -20,17 +22,39 @@ pub struct Thunks {
     pub exit: u64,
     /// Jumped to by accesses that did not find their page, with the address in R10.
     pub miss: u64,
+    /// The same for the supervisor's stack, with the place where the access starts again in R11.
+    pub stack: u64,
+    /// Jumped to by units that need the vector registers, with the place to go on at in R11.
+    pub lend: u64,
+    /// Jumped to by RDTSC, with the instructions of the unit that are complete in R10 and the place to go on at in R11. The
+    /// vector registers are lent no more to the host's.
+    pub clock: u64,
 }
 
-/// `refill` is an `extern "C" fn(*mut Context, linear: u64) -> u64` that gives where to go on.
-pub fn emit(asm: &mut Asm, refill: u64) -> Thunks {
+/// Functions that thunks call.
+#[derive(Clone, Copy, Debug)]
+pub struct Helpers {
+    /// `extern "C" fn(*mut Context, linear: u64) -> u64` that gives where to go on.
+    pub refill: u64,
+    /// `extern "C" fn(*mut Context, done: u64) -> u64` that gives the time-stamp counter.
+    pub clock: u64,
+}
+
+/// Emits all of them.
+pub fn emit(asm: &mut Asm, helpers: Helpers) -> Thunks {
     let enter = asm.here();
     emit_enter(asm);
     let exit = asm.here();
     emit_exit(asm);
     let miss = asm.here();
-    emit_miss(asm, refill);
-    Thunks { enter, exit, miss }
+    emit_miss(asm, helpers.refill);
+    let stack = asm.here();
+    emit_stack(asm, miss);
+    let lend = asm.here();
+    emit_lend(asm, exit);
+    let clock = asm.here();
+    emit_clock(asm, helpers.clock);
+    Thunks { enter, exit, miss, stack, lend, clock }
 }
 
 fn push(asm: &mut Asm, reg: u8) {
@@ -55,6 +79,24 @@ fn pinned() -> impl Iterator<Item = (u8, u8)> {
     })
 }
 
+/// Guest registers that live in the context, with their slots.
+fn resident() -> impl Iterator<Item = (u8, u8)> {
+    (0..16).filter_map(|guest| match place(guest) {
+        Place::Slot(n) => Some((guest, n)),
+        Place::Host(_) => None,
+    })
+}
+
+/// The place where the vCPU keeps a register; RCX points to the first. Registers go there one by one and not by way of the
+/// context: a copy of several at a time would have to wait until each store has reached the cache.
+fn kept(guest: u8) -> Address {
+    at(RCX, 8 * i32::from(guest))
+}
+
+fn jump_r11(asm: &mut Asm) {
+    asm.bytes(&[0x41, 0xff, 0xe3]); // jmp r11
+}
+
 /// `movups` between an XMM register and its place.
 fn vector(asm: &mut Asm, store: bool, n: u8) {
     let address = at_offset(offset_of!(Context, xmm) + 16 * usize::from(n));
@@ -62,7 +104,7 @@ fn vector(asm: &mut Asm, store: bool, n: u8) {
 }
 
 /// `ldmxcsr` or `stmxcsr`.
-fn control(asm: &mut Asm, store: bool, address: super::asm::Address) {
+fn control(asm: &mut Asm, store: bool, address: Address) {
     asm.emit(&Encoding::new(Escape::M0f, 0xae, false, 2 | u8::from(store), Rm::Mem(address)));
 }
 
@@ -83,12 +125,16 @@ fn load_vectors(asm: &mut Asm) {
     asm.load(RCX, field!(vector));
     asm.jrcxz(5);
     let there = jump_short_over(asm);
+    fetch_vectors(asm);
+    asm.bind(there);
+}
+
+fn fetch_vectors(asm: &mut Asm) {
     control(asm, true, field!(host_mxcsr));
     control(asm, false, field!(mxcsr));
     for n in 0..16 {
         vector(asm, false, n);
     }
-    asm.bind(there);
 }
 
 /// `jmp +5; jmp end`: JRCXZ skips the first to reach the second, which leads over the block.
@@ -121,19 +167,29 @@ fn emit_enter(asm: &mut Asm) {
     asm.mov(R11, RSI);
     load_vectors(asm);
     load_flags(asm);
+    asm.load(RCX, field!(registers));
+    for (guest, n) in resident() {
+        asm.load(R10, kept(guest));
+        asm.store(slot(n), R10);
+    }
     for (guest, host) in pinned() {
-        asm.load(host, saved(guest));
+        asm.load(host, kept(guest));
     }
     asm.load(R10, field!(target));
-    asm.bytes(&[0x41, 0xff, 0xe3]); // jmp r11
+    jump_r11(asm);
 }
 
 fn emit_exit(asm: &mut Asm) {
+    asm.store(field!(target), R10);
+    asm.load(RCX, field!(registers));
     for (guest, host) in pinned() {
-        asm.store(saved(guest), host);
+        asm.store(kept(guest), host);
+    }
+    for (guest, n) in resident() {
+        asm.load(R10, slot(n));
+        asm.store(kept(guest), R10);
     }
     save_flags(asm);
-    asm.store(field!(target), R10);
     save_vectors(asm);
     asm.load(RSP, field!(host_rsp));
     asm.bytes(&[0x48, 0x83, 0xc4, 8]); // add rsp, 8
@@ -146,8 +202,10 @@ fn emit_exit(asm: &mut Asm) {
 /// Registers of the guest that a Rust function may change.
 const CALLER_SAVED: [u8; 6] = [RAX, RDX, RSI, RDI, R8, R9];
 
-fn emit_miss(asm: &mut Asm, refill: u64) {
-    for (guest, host) in pinned().filter(|(_, host)| CALLER_SAVED.contains(host)) {
+/// Calls a Rust function with the context and R10; its result is in RAX. Registers that it may change and flags are put away
+/// before, and vector registers.
+fn call(asm: &mut Asm, function: u64) {
+    for (guest, host) in changed_by_calls() {
         asm.store(saved(guest), host);
     }
     save_flags(asm);
@@ -157,17 +215,76 @@ fn emit_miss(asm: &mut Asm, refill: u64) {
     asm.load(RSP, field!(host_rsp));
     push(asm, RDI);
     push(asm, RDI);
-    asm.constant(RAX, refill);
+    asm.constant(RAX, function);
     asm.bytes(&[0xff, 0xd0]); // call rax
     pop(asm, RCX);
     asm.lea(RSP, at(RCX, -BELOW));
-    asm.mov(R11, RAX);
-    load_vectors(asm);
+}
+
+fn changed_by_calls() -> impl Iterator<Item = (u8, u8)> {
+    pinned().filter(|(_, host)| CALLER_SAVED.contains(host))
+}
+
+/// Brings back what [`call`] has put away, vector registers apart.
+fn after_call(asm: &mut Asm) {
     load_flags(asm);
-    for (guest, host) in pinned().filter(|(_, host)| CALLER_SAVED.contains(host)) {
+    for (guest, host) in changed_by_calls() {
         asm.load(host, saved(guest));
     }
-    asm.bytes(&[0x41, 0xff, 0xe3]); // jmp r11
+    jump_r11(asm);
+}
+
+fn emit_miss(asm: &mut Asm, refill: u64) {
+    call(asm, refill);
+    asm.mov(R11, RAX);
+    load_vectors(asm);
+    after_call(asm);
+}
+
+fn emit_clock(asm: &mut Asm, clock: u64) {
+    asm.store(field!(target), R11);
+    call(asm, clock);
+    asm.store_constant32(field!(vector), 0);
+    // RAX and RDX are the guest's own.
+    asm.mov32(RCX, RAX);
+    asm.store(saved(RAX), RCX);
+    asm.bytes(&[0x48, 0xc1, 0xe8, 32]); // shr rax, 32
+    asm.store(saved(RDX), RAX);
+    asm.load(R11, field!(target));
+    after_call(asm);
+}
+
+/// The page that is at hand for the supervisor's stack changes places with the one before it, if that is the one wanted.
+fn emit_stack(asm: &mut Asm, miss: u64) {
+    asm.load(RCX, field!(former_minus));
+    asm.lea(RCX, indexed(RCX, R10, 0, 0));
+    asm.shrx(RCX, RCX, RSP);
+    let found = asm.jrcxz_later();
+    asm.jmp(miss);
+    asm.bind(found);
+    exchange(asm, field!(minus_stack), field!(former_minus));
+    exchange(asm, field!(stack_delta), field!(former_delta));
+    jump_r11(asm);
+}
+
+/// Exchanges two places. Uses RCX and R10.
+pub(super) fn exchange(asm: &mut Asm, one: Address, other: Address) {
+    asm.load(RCX, one);
+    asm.load(R10, other);
+    asm.store(one, R10);
+    asm.store(other, RCX);
+}
+
+/// Vector registers that are lent already are fetched without leaving. R10 stays.
+fn emit_lend(asm: &mut Asm, exit: u64) {
+    asm.load(RCX, field!(lent));
+    // jrcxz over the jump that leads over the exit
+    asm.jrcxz(2);
+    asm.bytes(&[0xeb, 5]);
+    asm.jmp(exit);
+    asm.store(field!(vector), RCX);
+    fetch_vectors(asm);
+    jump_r11(asm);
 }
 
 const _: () = assert!(RDX == 2);

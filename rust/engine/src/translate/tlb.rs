@@ -1,13 +1,17 @@
 //! The translator's inline TLB and what else depends on translations of the guest's: filled when code misses, emptied by the
 //! changes that the vCPU's own TLB has noted.
 
+use std::collections::HashMap;
+use std::hash::BuildHasherDefault;
+
 use trapgate_x86::insn::Seg;
 use trapgate_x86::regs::rflags;
 
 use super::Translator;
-use super::context::{Context, JUMPS, PAIRS, TLB_SIZE, View, empty};
+use super::context::{Context, PAIRS, TLB_SIZE, View, empty};
 use super::exits::Access;
 use crate::memory::PAGE;
+use crate::mix::Mix;
 use crate::mmu::access::Intent;
 use crate::mmu::tlb::Change;
 use crate::mmu::walk;
@@ -19,47 +23,19 @@ pub struct Filled {
     /// TLB entries of this address space, and global ones. Some may hold another page by now.
     local: Vec<FilledEntry>,
     global: Vec<FilledEntry>,
-    /// What leads to code, likewise: of this address space, and of global pages.
-    code: [Code; 2],
-    /// Pages that something leads to, by a hash: few pages that are flushed are among them.
-    marks: Marks,
+    /// What leads to code, by linear page: of this address space, and of global pages.
+    code: [HashMap<u64, Leads, BuildHasherDefault<Mix>>; 2],
 }
 
-/// What leads to code of some pages.
+/// What leads to code of one page. Some of it may lead to another page's code by now.
 #[derive(Debug, Default)]
-struct Code {
+struct Leads {
     jumps: Vec<Jump>,
-    pairs: Vec<Pair>,
+    pairs: Vec<u16>,
 }
 
-/// A set of page numbers that may claim too many but never too few.
-#[derive(Debug)]
-struct Marks(Box<[u64; MARKS / 64]>);
-
-const MARKS: usize = 1 << 16;
-
-impl Default for Marks {
-    fn default() -> Self {
-        Marks(Box::new([0; MARKS / 64]))
-    }
-}
-
-impl Marks {
-    fn place(page: u64) -> (usize, u64) {
-        let bit = page as usize % MARKS;
-        (bit / 64, 1 << (bit % 64))
-    }
-
-    fn mark(&mut self, page: u64) {
-        let (word, bit) = Self::place(page);
-        self.0[word] |= bit;
-    }
-
-    fn marked(&self, page: u64) -> bool {
-        let (word, bit) = Self::place(page);
-        self.0[word] & bit != 0
-    }
-}
+/// Jumps of a page that are noted before those that are noted twice are taken out: as many as a page can have.
+const MOST_JUMPS: usize = 2 * PAGE as usize;
 
 /// A TLB entry in use.
 #[derive(Clone, Copy, Debug)]
@@ -83,18 +59,30 @@ impl View {
 }
 
 /// A slot of the table of indirect targets in use.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Jump {
-    index: u32,
+    index: u16,
     user: bool,
-    page: u64,
 }
 
-/// A pair that is set.
-#[derive(Clone, Copy, Debug)]
-struct Pair {
-    number: u16,
-    page: u64,
+impl Leads {
+    fn add(&mut self, jump: Jump) {
+        if self.jumps.len() >= MOST_JUMPS {
+            self.jumps.sort_unstable();
+            self.jumps.dedup();
+        }
+        self.jumps.push(jump);
+    }
+
+    /// Nothing leads to the page any more.
+    fn end(&mut self, context: &mut Context, nowhere: u64) {
+        for jump in self.jumps.drain(..) {
+            context.jumps[usize::from(jump.user)][usize::from(jump.index)] = nowhere;
+        }
+        for pair in self.pairs.drain(..) {
+            context.pairs[usize::from(pair)] = 0;
+        }
+    }
 }
 
 impl Translator {
@@ -103,7 +91,8 @@ impl Translator {
         if cpu.tlb.changes.is_empty() {
             return;
         }
-        for change in std::mem::take(&mut cpu.tlb.changes) {
+        let mut changes = std::mem::take(&mut cpu.tlb.changes);
+        for change in changes.drain(..) {
             match change {
                 Change::All => self.flush_all(),
                 Change::Local => self.flush_local(),
@@ -111,7 +100,8 @@ impl Translator {
                 Change::Protect(host) => self.protect(cpu.memory.host_base() as u64 + host),
             }
         }
-        self.forget_stack();
+        // The list keeps its memory.
+        cpu.tlb.changes = changes;
     }
 
     /// Drops everything.
@@ -131,41 +121,32 @@ impl Translator {
             // A global page may stand there by now: losing it costs a miss.
             context.tlb[usize::from(filled.user)].clear(filled.index());
         }
-        self.flush_code(false, |_| true);
+        self.flush_code(false);
+        self.forget_stack();
     }
 
     /// Drops one linear page.
     fn flush_page(&mut self, page: u64) {
+        self.forget_stacks_on(|minus, _| minus == page.wrapping_neg());
         let context = self.context.get_mut();
         let index = Context::index(page);
         for view in &mut context.tlb {
             view.clear(index);
         }
-        if self.filled.marks.marked(page >> 12) {
-            self.flush_code(false, |at| at == page);
-            self.flush_code(true, |at| at == page);
+        for code in &mut self.filled.code {
+            if let Some(leads) = code.get_mut(&(page >> 12)) {
+                leads.end(context, self.thunks.exit);
+            }
         }
     }
 
-    /// Drops what leads to code of the pages that `dropped` names, of those that are global or of those that are not.
-    fn flush_code(&mut self, global: bool, dropped: impl Fn(u64) -> bool) {
+    /// Drops what leads to code of pages that are global, or of those that are not.
+    fn flush_code(&mut self, global: bool) {
         let context = self.context.get_mut();
-        let nowhere = self.thunks.exit;
-        let code = &mut self.filled.code[usize::from(global)];
-        code.jumps.retain(|jump| {
-            let keep = !dropped(jump.page);
-            if !keep {
-                context.jumps[usize::from(jump.user)][jump.index as usize] = nowhere;
-            }
-            keep
-        });
-        code.pairs.retain(|pair| {
-            let keep = !dropped(pair.page);
-            if !keep {
-                context.pairs[usize::from(pair.number)] = 0;
-            }
-            keep
-        });
+        for leads in self.filled.code[usize::from(global)].values_mut() {
+            leads.end(context, self.thunks.exit);
+        }
+        self.filled.code[usize::from(global)].clear();
     }
 
     /// Takes the right to write from the entries of a host page, which now holds translated code.
@@ -177,17 +158,32 @@ impl Translator {
                 view.minus_write[index] = empty(index);
             }
         }
+        self.forget_stacks_on(|minus, delta| delta.wrapping_sub(minus) == host);
     }
 
-    /// No page is the stack's any more. A tag always fits some page: it is one that is not canonical and that no guest
-    /// knows, and leads into the pit.
+    /// No page is the stack's any more.
     pub(super) fn forget_stack(&mut self) {
+        self.forget_stacks_on(|_, _| true);
+    }
+
+    /// Pages with the given tags and deltas are the stack's no more. A tag always fits some page: it is one that is not
+    /// canonical and that no guest knows, and leads into the pit. The page before has one of its own, so that changing
+    /// places with it ends.
+    fn forget_stacks_on(&mut self, forgotten: impl Fn(u64, u64) -> bool) {
         let page = self.nowhere;
         let context = self.context.get_mut();
-        context.minus_stack = page.wrapping_neg();
         let pit = &raw const context.pit as u64;
-        context.stack_delta = pit.wrapping_sub(page);
-        self.other_stack = (context.minus_stack, context.stack_delta);
+        let stacks = [
+            (&mut context.minus_stack, &mut context.stack_delta, page),
+            (&mut context.other_minus, &mut context.other_delta, page),
+            (&mut context.former_minus, &mut context.former_delta, page.wrapping_add(PAGE)),
+        ];
+        for (minus, delta, page) in stacks {
+            if forgotten(*minus, *delta) {
+                *minus = page.wrapping_neg();
+                *delta = pit.wrapping_sub(page);
+            }
+        }
     }
 
     /// Finds the page of an access for translated code; whether the access can be made now.
@@ -240,8 +236,11 @@ impl Translator {
             if entry.write != page {
                 return false;
             }
-            context.minus_stack = page.wrapping_neg();
-            context.stack_delta = delta;
+            let minus = page.wrapping_neg();
+            if !cpu.user_view && context.minus_stack != minus {
+                (context.former_minus, context.former_delta) = (context.minus_stack, context.stack_delta);
+            }
+            (context.minus_stack, context.stack_delta) = (minus, delta);
         }
         true
     }
@@ -254,6 +253,11 @@ impl Translator {
             user: cpu.user_view,
             smap_off: cpu.flags.is_set(rflags::AC),
         };
+        if cpu.is_para() {
+            let paging = cpu.paging();
+            let found = walk::walk(&cpu.memory, &paging, linear, |_| {});
+            return found.is_ok_and(|known| known.dirty && paging.allows(&known, access));
+        }
         cpu.shadow_tables.get(linear).is_some_and(|known| known.dirty && cpu.paging().allows(&known, access))
     }
 
@@ -261,15 +265,10 @@ impl Translator {
     pub(super) fn set_jump(&mut self, rip: u64, user: bool, global: bool, code: u64) {
         let index = Context::jump(rip);
         let slot = &mut self.context.get_mut().jumps[usize::from(user)][index];
-        *slot = code;
-        if self.filled.code.iter().map(|code| code.jumps.len()).sum::<usize>() >= 4 * JUMPS {
-            // Slots that were set again and again: start over.
-            self.reset_targets();
-            self.context.get_mut().jumps[usize::from(user)][index] = code;
+        if *slot != code {
+            *slot = code;
+            self.leads(rip, global).add(Jump { index: index as u16, user });
         }
-        let page = rip & !(PAGE - 1);
-        self.filled.marks.mark(page >> 12);
-        self.filled.code[usize::from(global)].jumps.push(Jump { index: index as u32, user, page });
     }
 
     /// Says that a page of code is where the links of a pair expect it.
@@ -280,15 +279,17 @@ impl Translator {
         let slot = &mut self.context.get_mut().pairs[usize::from(number)];
         if *slot == 0 {
             *slot = 1;
-            self.filled.marks.mark(page >> 12);
-            self.filled.code[usize::from(global)].pairs.push(Pair { number, page });
+            self.leads(page, global).pairs.push(number);
         }
+    }
+
+    fn leads(&mut self, linear: u64, global: bool) -> &mut Leads {
+        self.filled.code[usize::from(global)].entry(linear >> 12).or_default()
     }
 
     /// Forgets all that leads to code, when the cache is emptied.
     pub(super) fn reset_targets(&mut self) {
-        self.flush_code(false, |_| true);
-        self.flush_code(true, |_| true);
-        self.filled.marks = Marks::default();
+        self.flush_code(false);
+        self.flush_code(true);
     }
 }

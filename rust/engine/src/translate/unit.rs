@@ -7,15 +7,15 @@
 use trapgate_x86::features::Features;
 use trapgate_x86::insn::{Bits, Operand};
 use trapgate_x86::layout::Layout;
-use trapgate_x86::op::Op;
 use trapgate_x86::slots::decode_slots;
 
 use super::access::Groups;
-use super::asm::{Asm, Encoding, Escape, R10, R11, RCX, RSP, Rm, at, indexed};
-use super::context::{Place, field, jumps_offset, place};
+use super::asm::{Asm, R10, R11, RCX, at, indexed};
+use super::context::field;
 use super::emit::{Emitter, Fetched};
-use super::exits::{Cold, Exit, Exits};
+use super::exits::{Exit, Exits, Second};
 use super::explain::Note;
+use super::flow::{Flow, trip};
 use super::loops::{FIRST_TRIP, Loop};
 use super::plan::{self, Plan};
 use super::thunks::Thunks;
@@ -76,22 +76,17 @@ pub fn translate(asm: &mut Asm, exits: &mut Exits, thunks: &Thunks, source: &Sou
         asm.store_constant32(trip(start), FIRST_TRIP);
     }
     let top = asm.here();
-    let mut unit = Flow {
-        emitter: Emitter {
-            asm,
-            exits,
-            cold: Vec::new(),
-            user: source.user,
-            page: source.page,
-            groups,
-            fast: None,
-        },
-        thunks,
-        page: start & !0xfff,
-        top,
-        head: None,
-        loops: None,
+    let emitter = Emitter {
+        asm,
+        exits,
+        cold: Vec::new(),
+        user: source.user,
+        page: source.page,
+        second: None,
+        groups,
+        fast: None,
     };
+    let mut unit = Flow::new(emitter, thunks, start, top);
     unit.loops = back.as_ref().map(|_| start);
     let mut end = start;
     let mut open = true;
@@ -115,6 +110,40 @@ pub fn translate(asm: &mut Asm, exits: &mut Exits, thunks: &Thunks, source: &Sou
     Some(Made { indirect, entry, len: (end - start) as u16 })
 }
 
+/// Makes a unit of one instruction that begins in the source's page and goes on in the next one, which the interpreter runs.
+/// `None` if there is no such instruction.
+pub fn across(
+    asm: &mut Asm,
+    exits: &mut Exits,
+    thunks: &Thunks,
+    source: &Source<'_>,
+    second: Second,
+) -> Option<Made> {
+    let list = fetch(&Source { longest: 1, ..*source });
+    let (f, _) = list.first()?;
+    let inside = 0x1000 - (f.rip & 0xfff);
+    if u64::from(f.insn.len) <= inside {
+        return None;
+    }
+    let indirect = asm.here();
+    let entry = arrivals(asm, exits, thunks, f.rip, false);
+    let top = asm.here();
+    let emitter = Emitter {
+        asm,
+        exits,
+        cold: Vec::new(),
+        user: source.user,
+        page: source.page,
+        second: Some(second),
+        groups: Groups::of(&list, true),
+        fast: None,
+    };
+    let mut unit = Flow::new(emitter, thunks, f.rip, top);
+    unit.interpret(f);
+    unit.finish();
+    Some(Made { indirect, entry, len: inside as u16 })
+}
+
 /// Decodes up to the end of the unit. Instructions that run into the next page, and bytes that are none, end it before them.
 pub(super) fn fetch<'a>(source: &Source<'a>) -> Vec<Planned<'a>> {
     let mut list = Vec::with_capacity(8);
@@ -132,7 +161,7 @@ pub(super) fn fetch<'a>(source: &Source<'a>) -> Vec<Planned<'a>> {
         list.push((fetched, plan));
         at += usize::from(insn.len);
         match plan {
-            Plan::Interpret | Plan::Jump | Plan::Call | Plan::Return => break,
+            plan if plan.ends_unit() => break,
             // A loop is a unit.
             Plan::Branch if rip_of(&list) == source.rip => break,
             Plan::Branch if branches == MOST_BRANCHES => break,
@@ -163,8 +192,12 @@ fn arrivals(asm: &mut Asm, exits: &mut Exits, thunks: &Thunks, rip: u64, vectors
     if vectors {
         let exit = exits.add(Exit::Vectors { rip, entry: 0 });
         asm.store_constant32(field!(exit), exit);
-        asm.jmp(thunks.exit);
-        exits.set(exit, Exit::Vectors { rip, entry: asm.here() });
+        // Five bytes follow this one.
+        let entry = asm.here() + 7 + 5;
+        asm.place_of(R11, entry);
+        asm.jmp(thunks.lend);
+        debug_assert_eq!(entry, asm.here());
+        exits.set(exit, Exit::Vectors { rip, entry });
     }
     asm.bind(good);
     let entry = asm.here();
@@ -174,336 +207,4 @@ fn arrivals(asm: &mut Asm, exits: &mut Exits, thunks: &Thunks, rip: u64, vectors
         asm.jrcxz(over as i8);
     }
     entry
-}
-
-/// The operand of a loop's counter of rounds.
-fn trip(rip: u64) -> super::asm::Address {
-    use super::context::{Context, TRIPS};
-    let n = (rip ^ rip >> 7) as usize % TRIPS;
-    super::context::at_offset(std::mem::offset_of!(Context, trips) + 8 * n)
-}
-
-/// Transfers of control of one unit.
-struct Flow<'a> {
-    emitter: Emitter<'a>,
-    thunks: &'a Thunks,
-    /// Linear address of the unit's page.
-    page: u64,
-    /// Where a round begins.
-    top: u64,
-    /// The unit's own address, if it is a loop that may have a fast form.
-    loops: Option<u64>,
-    /// Where the head of the fast form is.
-    head: Option<u64>,
-}
-
-impl Flow<'_> {
-    /// Emits an instruction; whether the unit goes on behind it.
-    fn instruction(&mut self, f: &Fetched<'_>, plan: Plan) -> bool {
-        let target = f.next().wrapping_add(f.insn.imm);
-        let relative = f.insn.operands[0] == Operand::Rel;
-        match plan {
-            Plan::Interpret => {
-                self.interpret(f);
-                false
-            }
-            Plan::Branch => {
-                let jump = self.emitter.asm.jcc_later(f.insn.cond);
-                let count = f.done + 1;
-                let back = self.loops == Some(target);
-                self.emitter.cold.push(match &self.emitter.fast {
-                    Some(fast) => {
-                        let (len, in_memory) = (fast.len, fast.counts_in_memory);
-                        Cold::Broken { jump, target, count, len, in_memory }
-                    }
-                    None if back => Cold::Back { jump, count },
-                    None => Cold::Taken { jump, target, count },
-                });
-                true
-            }
-            Plan::Jump if relative && self.loops == Some(target) => {
-                let jump = self.emitter.asm.jmp_later();
-                self.emitter.cold.push(Cold::Back { jump, count: f.done + 1 });
-                false
-            }
-            Plan::Jump if relative => {
-                self.leave_to(target, f.done + 1);
-                false
-            }
-            Plan::Jump => {
-                self.indirect_target(f);
-                self.leave_indirect(f, 0);
-                false
-            }
-            Plan::Call => {
-                self.call(f, relative, target);
-                false
-            }
-            Plan::Return => {
-                self.return_(f);
-                false
-            }
-            _ => {
-                let done = self.emitter.instruction(f, plan).is_ok();
-                if !done {
-                    self.interpret(f);
-                }
-                done
-            }
-        }
-    }
-
-    /// The interpreter runs the instruction.
-    fn interpret(&mut self, f: &Fetched<'_>) {
-        let exit = self.emitter.interpret(f);
-        self.emitter.asm.note(Note::Interpret(f.done));
-        self.emitter.asm.store_constant32(field!(exit), exit);
-        self.emitter.asm.jmp(self.thunks.exit);
-    }
-
-    /// Puts the target of an indirect jump into R10.
-    fn indirect_target(&mut self, f: &Fetched<'_>) {
-        match f.insn.operands[0] {
-            Operand::Gpr { reg, .. } => self.emitter.read_target(reg),
-            _ => {
-                self.emitter.load_target(f);
-            }
-        }
-    }
-
-    fn call(&mut self, f: &Fetched<'_>, relative: bool, target: u64) {
-        let Place::Host(sp) = place(4) else { return };
-        match f.insn.operands[0] {
-            Operand::Mem { .. } => {
-                let retry = self.emitter.load_target(f);
-                self.emitter.stack_after_load(f, sp, retry);
-            }
-            Operand::Gpr { reg, .. } => {
-                self.emitter.stack(f, sp, -8, true);
-                self.emitter.read_target(reg);
-            }
-            _ => self.emitter.stack(f, sp, -8, true),
-        }
-        let asm = &mut *self.emitter.asm;
-        let slot = indexed(sp, R11, 0, -8);
-        if let Ok(short) = i32::try_from(f.next() as i64) {
-            let plain = Encoding::new(Escape::None, 0xc7, true, 0, Rm::Mem(slot));
-            asm.emit(&Encoding { imm: &short.to_le_bytes(), ..plain });
-        } else {
-            asm.constant(RCX, f.next());
-            asm.store(slot, RCX);
-        }
-        asm.lea(sp, at(sp, -8));
-        if relative {
-            self.leave_to(target, f.done + 1);
-        } else {
-            self.leave_indirect(f, -8);
-        }
-    }
-
-    fn return_(&mut self, f: &Fetched<'_>) {
-        let Place::Host(sp) = place(4) else { return };
-        let release = if let Operand::Imm { .. } = f.insn.operands[0] { f.insn.imm as i32 } else { 0 };
-        self.emitter.stack(f, sp, 0, false);
-        self.emitter.asm.load(R10, indexed(sp, R11, 0, 0));
-        self.emitter.asm.lea(sp, at(sp, 8 + release));
-        self.leave_indirect(f, 8 + release);
-    }
-
-    /// Takes completed instructions off the budget; the jump is taken when it is used up.
-    fn charge(&mut self, count: u32) -> super::asm::Fixup {
-        let asm = &mut *self.emitter.asm;
-        asm.note(Note::Charge);
-        asm.load(RCX, field!(budget));
-        asm.lea(RCX, at(RCX, -(count as i32)));
-        asm.store(field!(budget), RCX);
-        asm.shrx(RCX, RCX, RSP);
-        let used_up = asm.jrcxz_later();
-        asm.note(Note::Charged);
-        used_up
-    }
-
-    /// Gives back what a loop was charged for iterations that it did not run: RCX of them, of which `count` instructions
-    /// are complete. The jump is taken when the budget is used up.
-    fn give_back(&mut self, len: u32, count: u32) -> super::asm::Fixup {
-        self.emitter.asm.note(Note::Charge);
-        self.emitter.multiply(len);
-        let asm = &mut *self.emitter.asm;
-        asm.load(RCX, field!(budget));
-        asm.lea(RCX, indexed(RCX, R10, 0, -(count as i32)));
-        asm.store(field!(budget), RCX);
-        asm.shrx(RCX, RCX, RSP);
-        let used_up = asm.jrcxz_later();
-        asm.note(Note::Charged);
-        used_up
-    }
-
-    /// Emits head and fast form of a loop, unless one of its instructions turns out to have none.
-    fn fast_form(&mut self, list: &[Planned<'_>], back: Loop) {
-        let (code, cold) = (self.emitter.asm.code.len(), self.emitter.cold.len());
-        let head = self.emitter.asm.here();
-        let trip = trip(self.loops.unwrap_or(0));
-        self.emitter.asm.note(Note::Head);
-        self.emitter.loop_head(list, &back, trip, self.top);
-        let (len, in_memory) = (back.len, back.counts_in_memory);
-        let fast = self.emitter.asm.here();
-        if in_memory {
-            self.emitter.asm.store(field!(iterations), RCX);
-        }
-        let start = self.emitter.asm.here();
-        self.emitter.fast = Some(back);
-        let (last, body) = match list.split_last() {
-            Some(((last, _), body)) => (last, body),
-            None => return,
-        };
-        let good = body.iter().all(|(f, plan)| {
-            self.emitter.asm.note(Note::Fast(f.done));
-            match plan {
-                Plan::Branch => self.instruction(f, *plan),
-                _ => self.emitter.instruction(f, *plan).is_ok(),
-            }
-        });
-        self.emitter.fast = None;
-        if !good {
-            self.emitter.asm.code.truncate(code);
-            self.emitter.cold.truncate(cold);
-            return;
-        }
-        debug_assert!(fast <= start);
-        self.head = Some(head);
-        self.fast_end(last, len, in_memory, start, head);
-    }
-
-    /// The end of an iteration of the fast form: round again, back to the head when all that were allowed are done, or out.
-    fn fast_end(&mut self, last: &Fetched<'_>, len: u32, in_memory: bool, start: u64, head: u64) {
-        let asm = &mut *self.emitter.asm;
-        asm.note(Note::Fast(last.done));
-        if in_memory {
-            asm.load(RCX, field!(iterations));
-        }
-        asm.lea(RCX, at(RCX, -1));
-        if in_memory {
-            asm.store(field!(iterations), RCX);
-        }
-        if last.insn.op == Op::Jmp {
-            asm.jrcxz(5);
-            asm.jmp(start);
-            return asm.jmp(head);
-        }
-        asm.jrcxz(11);
-        asm.jcc(last.insn.cond, start);
-        let out = asm.jmp_later();
-        asm.jcc(last.insn.cond, head);
-        asm.bind(out);
-        let used_up = self.give_back(len, 0);
-        self.leave_charged(last.next(), used_up);
-    }
-
-    /// Leaves to a known address after `count` instructions.
-    fn leave_to(&mut self, target: u64, count: u32) {
-        let used_up = self.charge(count);
-        self.leave_charged(target, used_up);
-    }
-
-    /// Leaves to a known address; the budget has been seen to.
-    fn leave_charged(&mut self, target: u64, used_up: super::asm::Fixup) {
-        let asm = &mut *self.emitter.asm;
-        let same_page = target & !0xfff == self.page;
-        let (mut guard, mut missing) = (None, None);
-        if !same_page {
-            // Links into another page hold while that page is where they expect it.
-            asm.load_byte(
-                RCX,
-                super::context::at_offset(std::mem::offset_of!(super::context::Context, pairs)),
-            );
-            guard = Some(asm.here() - 4);
-            missing = Some(asm.jrcxz_later());
-        }
-        let link = asm.jmp_later();
-        let field_at = asm.here() - 4;
-        asm.bind(used_up);
-        if let Some(missing) = missing {
-            asm.bind(missing);
-        }
-        let out = asm.jmp_later();
-        let exit = self.emitter.exits.add(Exit::Link { rip: target, field: field_at, guard });
-        self.emitter.cold.push(Cold::Leave { jump: link, exit });
-        self.emitter.cold.push(Cold::Leave { jump: out, exit });
-    }
-
-    /// Leaves to the address in R10, by the table of targets.
-    fn leave_indirect(&mut self, f: &Fetched<'_>, undo: i32) {
-        let exit = self.emitter.exits.add(Exit::Indirect { rip: f.rip, undo });
-        self.emitter.asm.store_constant32(field!(exit), exit);
-        let used_up = self.charge(f.done + 1);
-        let asm = &mut *self.emitter.asm;
-        asm.low_word(R11, R10);
-        asm.jmp_mem(indexed(RSP, R11, 3, jumps_offset(self.emitter.user)));
-        asm.bind(used_up);
-        asm.jmp(self.thunks.exit);
-    }
-
-    /// Emits what is rarely run.
-    fn finish(&mut self) {
-        while let Some(cold) = self.emitter.cold.pop() {
-            self.emitter.asm.note(Note::Cold(cold));
-            match cold {
-                Cold::Leave { jump, exit } => {
-                    self.emitter.asm.bind(jump);
-                    self.stub(exit, self.thunks.exit);
-                }
-                Cold::Restore { jump, exit } => {
-                    self.emitter.asm.bind(jump);
-                    self.emitter.restore_flags();
-                    self.stub(exit, self.thunks.exit);
-                }
-                Cold::Miss { jump, exit, stack } => {
-                    self.emitter.asm.bind(jump);
-                    if let Some((base, low)) = stack {
-                        self.emitter.asm.lea(R10, at(base, low));
-                    }
-                    self.stub(exit, self.thunks.miss);
-                }
-                Cold::Broken { jump, target, count, len, in_memory } => {
-                    self.emitter.asm.bind(jump);
-                    if in_memory {
-                        self.emitter.asm.load(RCX, field!(iterations));
-                    }
-                    let used_up = self.give_back(len, count);
-                    self.leave_charged(target, used_up);
-                }
-                Cold::Back { jump, count } => {
-                    self.emitter.asm.bind(jump);
-                    self.round(count);
-                }
-                Cold::Taken { jump, target, count } => {
-                    self.emitter.asm.bind(jump);
-                    self.leave_to(target, count);
-                }
-            }
-        }
-    }
-
-    /// Round a loop in its plain form, and now and then to the head of the fast one.
-    fn round(&mut self, count: u32) {
-        let rip = self.loops.unwrap_or(self.page);
-        let Some(head) = self.head else { return self.leave_to(rip, count) };
-        let used_up = self.charge(count);
-        let trip = trip(rip);
-        let asm = &mut *self.emitter.asm;
-        asm.load(RCX, trip);
-        asm.lea(RCX, at(RCX, -1));
-        asm.store(trip, RCX);
-        asm.jrcxz(5);
-        asm.jmp(self.top);
-        asm.jmp(head);
-        asm.bind(used_up);
-        let exit = self.emitter.exits.add(Exit::Gone { rip });
-        self.stub(exit, self.thunks.exit);
-    }
-
-    fn stub(&mut self, exit: u32, thunk: u64) {
-        self.emitter.asm.store_constant32(field!(exit), exit);
-        self.emitter.asm.jmp(thunk);
-    }
 }

@@ -4,6 +4,7 @@
 pub mod decoder;
 pub mod devices;
 pub mod guest;
+pub mod hypercalls;
 pub mod loaders;
 pub mod walker;
 
@@ -17,10 +18,11 @@ pub struct Target {
 }
 
 /// Every target, by the name of its file in `fuzz/fuzz_targets`.
-pub const TARGETS: [Target; 5] = [
+pub const TARGETS: [Target; 6] = [
     Target { name: "decoder", run: decoder::run, seeds: decoder::seeds },
     Target { name: "devices", run: devices::run, seeds: Vec::new },
     Target { name: "guest", run: guest::run, seeds: guest::seeds },
+    Target { name: "hypercalls", run: hypercalls::run, seeds: hypercalls::seeds },
     Target { name: "loaders", run: loaders::run, seeds: loaders::seeds },
     Target { name: "walker", run: walker::run, seeds: Vec::new },
 ];

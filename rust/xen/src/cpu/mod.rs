@@ -98,7 +98,16 @@ pub(crate) struct CpuTlb<'a>(pub &'a mut Vcpu);
 
 impl TlbControl for CpuTlb<'_> {
     fn flush_all(&mut self) {
-        self.0.flush_tlb();
+        self.0.flush_guest();
+    }
+    fn root_changed(&mut self, same_upper_half: bool) {
+        self.0.root_changed(same_upper_half);
+    }
+    fn table_changed(&mut self, maddr: u64) {
+        self.0.table_changed(maddr);
+    }
+    fn table_protected(&mut self, maddr: u64, host: u64) {
+        self.0.table_protected(maddr, host);
     }
     fn flush_page(&mut self, va: u64) {
         self.0.drop_page(va);

@@ -83,7 +83,13 @@ fn populate(pv: &PvCpu, cpu: &mut Vcpu, at: u64, order: u32) -> bool {
         return false;
     }
     let Ok(pfn) = read_u64(cpu, at) else { return false };
-    let mfn = pv.domain.paging().populate(pfn);
+    let mfn = {
+        let mut paging = pv.domain.paging();
+        if pv.domain.take_stale_tlb() {
+            cpu.flush_tlb();
+        }
+        paging.populate(pfn)
+    };
     match mfn {
         Some(mfn) if write_u64(cpu, at, mfn.0).is_ok() => true,
         Some(mfn) => {

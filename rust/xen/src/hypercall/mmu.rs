@@ -74,7 +74,7 @@ pub(super) fn update_va_mapping(
     domain.paging().update_va_mapping(&mut CpuTlb(cpu), 0, va, pte)?;
     // UVMF_*: the low two bits say what to flush, the rest whose: with one vCPU it is always this one.
     match flags & 3 {
-        1 => cpu.flush_tlb(),
+        1 => cpu.flush_guest(),
         2 => cpu.drop_page(va),
         _ => {}
     }
@@ -115,7 +115,7 @@ fn one_op(pv: &mut PvCpu, cpu: &mut Vcpu, command: u32, first: u64, second: u64)
             if command == 8 {
                 bitmap(cpu, second)?;
             }
-            cpu.flush_tlb();
+            cpu.flush_guest();
             Ok(())
         }
         7 | 9 | 11 => {

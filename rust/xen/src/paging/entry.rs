@@ -70,10 +70,22 @@ impl Entry {
         (self.0 ^ other.0) & (PRESENT | ADDRESS) == 0 && self.present()
     }
 
-    /// Whether translations made through this entry of an L2, L3 or L4 may be wrong once it is `new`.
+    /// Whether translations made through this entry may allow what they should not, or lead elsewhere, once it is `new`. One
+    /// that allows less than it might heals by a walk.
     #[inline(always)]
     pub fn outdated_by(self, new: Entry) -> bool {
-        self.present() && (self.0 ^ new.0) & (PRESENT | WRITABLE | ADDRESS | NO_EXECUTE) != 0
+        self.present()
+            && ((self.0 ^ new.0) & (PRESENT | ADDRESS) != 0
+                || self.0 & !new.0 & WRITABLE != 0
+                || new.0 & !self.0 & NO_EXECUTE != 0)
+    }
+
+    /// Whether all that the entry loses with `new` is the right to write.
+    #[inline(always)]
+    pub fn only_protected_by(self, new: Entry) -> bool {
+        self.outdated_by(new)
+            && (self.0 ^ new.0) & (PRESENT | ADDRESS) == 0
+            && new.0 & !self.0 & NO_EXECUTE == 0
     }
 }
 

@@ -43,8 +43,26 @@ use roots::Roots;
 /// Assumed of the TLBs: they keep translations of whole pages only, nothing negative and no part of a walk, and a
 /// walk that overlaps a call here is done again (there is one lock for both, or a count of calls).
 pub trait TlbControl {
-    /// Drop everything of this domain's address spaces.
+    /// Drop everything of this domain's address spaces that may be wrong: what came from entries that were reported by
+    /// [`TlbControl::table_changed`], and all of the lower half of linear memory.
     fn flush_all(&mut self);
+    /// A vCPU has another root of page tables; `same_upper_half`: its entries for the upper half of linear memory are
+    /// those of the old one. What came from the lower half must go, and from the upper half too unless it is the same
+    /// and no entry that it came from was reported by [`TlbControl::table_changed`] meanwhile.
+    fn root_changed(&mut self, same_upper_half: bool) {
+        let _ = same_upper_half;
+        self.flush_all();
+    }
+    /// An entry of a live L1 at this machine address no longer allows what it allowed. The guest flushes for itself, or by
+    /// its next change of roots.
+    fn table_changed(&mut self, maddr: u64) {
+        let _ = maddr;
+    }
+    /// The same, where all that is lost is the right to write to the frame at this host offset.
+    fn table_protected(&mut self, maddr: u64, host: u64) {
+        let _ = host;
+        self.table_changed(maddr);
+    }
     /// Drop one linear page.
     fn flush_page(&mut self, va: u64);
     /// Once this returns no vCPU has a writable translation of this host page (offset as [`GuestMemory::page`] gives it),

@@ -1,5 +1,6 @@
 //! Pins and page-table roots: what keeps whole trees of tables typed.
 
+use super::entry::{ENTRIES, Entry, RESERVED_L4};
 use super::{DirectPaging, FrameType, Mfn, TlbControl};
 use crate::Errno;
 
@@ -47,7 +48,8 @@ impl DirectPaging {
         let new = self.frames.slot(mfn.0).ok_or(Errno::Inval)?;
         self.get_frame_and_type(tlb, new, FrameType::L4)?;
         self.vcpus[vcpu].kernel = Some(new);
-        tlb.flush_all();
+        let same = old.is_some_and(|old| old == new || self.same_upper_half(old, new));
+        tlb.root_changed(same);
         if let Some(old) = old {
             self.put_frame_and_type(tlb, old);
         }
@@ -69,10 +71,23 @@ impl DirectPaging {
         }
         self.vcpus[vcpu].user = new;
         if let Some(old) = old {
-            tlb.flush_all();
+            // Only user mode walks this root, and what it has cached of the upper half is no more than what it has of
+            // the lower.
+            tlb.root_changed(true);
             self.put_frame_and_type(tlb, old);
         }
         Ok(())
+    }
+
+    /// Whether two roots have the same tables for the upper half of linear memory, what is the monitor's left out.
+    fn same_upper_half(&self, one: usize, other: usize) -> bool {
+        const UPPER: std::ops::Range<u64> = ENTRIES / 2..ENTRIES;
+        let (one, other) = (self.frames.host(one), self.frames.host(other));
+        UPPER.filter(|index| !RESERVED_L4.contains(index)).all(|index| {
+            let entry = |table: u64| Entry(self.memory.load(table + index * 8));
+            let (a, b) = (entry(one), entry(other));
+            a == b || a.same_table(b) && !a.outdated_by(b)
+        })
     }
 
     /// The root for the guest's kernel; none before the first [`Self::set_kernel_root`].

@@ -117,6 +117,7 @@ impl DirectPaging {
                 }
             }
             if self.memory.compare_exchange(host, old.0, new.0).is_ok() {
+                self.tell_of_l1(tlb, host, old, new);
                 if moves && old.present() {
                     self.drop_l1(tlb, old);
                 }
@@ -126,6 +127,23 @@ impl DirectPaging {
             if moves && new.present() {
                 self.drop_l1(tlb, new);
             }
+        }
+    }
+
+    /// Says what an L1 entry that has changed means for cached translations. A page that is made read-only to become a
+    /// page table loses the right at once, so that nothing is left for a flush to do.
+    #[inline]
+    fn tell_of_l1(&self, tlb: &mut dyn TlbControl, host: u64, old: Entry, new: Entry) {
+        if !old.outdated_by(new) {
+            return;
+        }
+        let Some(maddr) = self.memory.address_of(host) else { return };
+        if old.only_protected_by(new)
+            && let Some(slot) = self.frames.slot(old.mfn())
+        {
+            tlb.table_protected(maddr, self.frames.host(slot));
+        } else {
+            tlb.table_changed(maddr);
         }
     }
 
@@ -152,6 +170,7 @@ impl DirectPaging {
             }
             if self.memory.compare_exchange(host, old.0, new.0).is_ok() {
                 if old.outdated_by(new) {
+                    self.memory.address_of(host).into_iter().for_each(|maddr| tlb.table_changed(maddr));
                     tlb.flush_all();
                 }
                 if moves && old.present() {

@@ -1,5 +1,6 @@
-//! The board of `para`: a Xen PV domain, its console ring, and the doorbells of back-ends that are served outside.
+//! The board of `para`: a Xen PV domain, its console ring, its back-ends, and the doorbells of those served outside.
 
+mod backends;
 mod console;
 mod platform;
 
@@ -11,6 +12,7 @@ use trapgate_xen::Domain;
 use trapgate_xen::domain::work;
 use trapgate_xen::public::Shutdown;
 
+pub use backends::Backends;
 pub(crate) use platform::XenPvPlatform;
 
 use crate::boot::xen::Start;
@@ -24,6 +26,8 @@ pub struct XenPvBoard {
     pub domain: Arc<Domain>,
     /// Where the builder left the shared pages and ports.
     pub start: Start,
+    /// What is served here.
+    pub backends: Backends,
     console: Arc<Console>,
     ring: Mutex<Ring>,
     /// Ports that were rung and not yet served outside.
@@ -36,6 +40,7 @@ impl XenPvBoard {
     pub(crate) fn new(domain: Arc<Domain>, start: Start, console: Arc<Console>) -> Self {
         XenPvBoard {
             ring: Mutex::new(Ring::new(start.console)),
+            backends: Backends::default(),
             domain,
             start,
             console,
@@ -78,7 +83,7 @@ impl XenPvBoard {
         if work == 0 {
             return None;
         }
-        if work & (work::DOORBELL | work::YIELD) != 0 {
+        if work & (work::DOORBELL | work::YIELD | work::BACKEND) != 0 {
             self.serve_rings(work);
         }
         if work & work::SHUTDOWN != 0
@@ -105,8 +110,9 @@ impl XenPvBoard {
         {
             self.domain.set_pending(self.start.ports.console);
         }
+        let outside = self.backends.serve(&self.domain, &rung);
         let mut doorbells = lock(&self.doorbells);
-        for port in rung {
+        for port in outside {
             if port != self.start.ports.console && !doorbells.contains(&port) {
                 doorbells.push(port);
             }

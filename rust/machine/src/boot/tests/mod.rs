@@ -4,7 +4,7 @@
 mod hostile;
 mod linux;
 mod others;
-mod synth;
+pub(super) mod synth;
 
 use super::{BootImage, MemoryMap, Mode};
 

@@ -4,19 +4,19 @@ use std::io::Write;
 
 /// A segment to be put into an ELF file.
 #[derive(Debug, Clone)]
-pub(super) struct Load {
-    pub(super) vaddr: u64,
-    pub(super) paddr: u64,
-    pub(super) bytes: Vec<u8>,
-    pub(super) memsz: u64,
+pub(in crate::boot) struct Load {
+    pub(in crate::boot) vaddr: u64,
+    pub(in crate::boot) paddr: u64,
+    pub(in crate::boot) bytes: Vec<u8>,
+    pub(in crate::boot) memsz: u64,
 }
 
-pub(super) fn load(paddr: u64, bytes: &[u8]) -> Load {
+pub(in crate::boot) fn load(paddr: u64, bytes: &[u8]) -> Load {
     Load { vaddr: paddr, paddr, bytes: bytes.to_vec(), memsz: bytes.len() as u64 }
 }
 
 /// One ELF note, padded to words.
-pub(super) fn note(owner: &str, kind: u32, descriptor: &[u8]) -> Vec<u8> {
+pub(in crate::boot) fn note(owner: &str, kind: u32, descriptor: &[u8]) -> Vec<u8> {
     let mut note = Vec::new();
     let name = [owner.as_bytes(), b"\0"].concat();
     for word in [name.len() as u32, descriptor.len() as u32, kind] {
@@ -30,7 +30,7 @@ pub(super) fn note(owner: &str, kind: u32, descriptor: &[u8]) -> Vec<u8> {
 }
 
 /// An ELF executable; with `notes`, a note segment comes last.
-pub(super) fn elf(is_64: bool, entry: u64, loads: &[Load], notes: &[u8]) -> Vec<u8> {
+pub(in crate::boot) fn elf(is_64: bool, entry: u64, loads: &[Load], notes: &[u8]) -> Vec<u8> {
     let count = loads.len() + usize::from(!notes.is_empty());
     let (header_size, entry_size) = if is_64 { (64, 56) } else { (52, 32) };
     let mut file = vec![0x7F, b'E', b'L', b'F', 1 + u8::from(is_64), 1, 1];

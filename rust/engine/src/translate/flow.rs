@@ -1,0 +1,407 @@
+//! Transfers of control of one unit: jumps, calls and returns, exits to the interpreter, the charge for completed instructions
+//! where the unit is left, and what is rarely run behind it.
+
+use trapgate_x86::insn::Operand;
+use trapgate_x86::op::Op;
+
+use super::asm::{Encoding, Escape, Fixup, R10, R11, RCX, RSP, Rm, at, indexed};
+use super::context::{Place, field, jumps_offset, place};
+use super::emit::{Emitter, Fetched};
+use super::exits::{Cold, Exit};
+use super::explain::Note;
+use super::loops::Loop;
+use super::plan::Plan;
+use super::thunks::Thunks;
+use super::unit::Planned;
+
+/// Whether nothing is behind an instruction that completes: it has gone somewhere else.
+fn goes_elsewhere(op: Op) -> bool {
+    use Op::*;
+    matches!(
+        op,
+        Syscall
+            | Sysret
+            | Sysenter
+            | Sysexit
+            | Iret
+            | Int3
+            | Into
+            | Ud0
+            | Ud1
+            | Ud2
+            | JmpFar
+            | CallFar
+            | RetFar
+    )
+}
+
+/// The operand of a loop's counter of rounds.
+pub fn trip(rip: u64) -> super::asm::Address {
+    use super::context::{Context, TRIPS};
+    let n = (rip ^ rip >> 7) as usize % TRIPS;
+    super::context::at_offset(std::mem::offset_of!(Context, trips) + 8 * n)
+}
+
+/// Transfers of control of one unit.
+#[derive(Debug)]
+pub struct Flow<'a> {
+    pub emitter: Emitter<'a>,
+    pub thunks: &'a Thunks,
+    /// Linear address of the unit's page.
+    page: u64,
+    /// Where a round begins.
+    top: u64,
+    /// The unit's own address, if it is a loop that may have a fast form.
+    pub loops: Option<u64>,
+    /// Where the head of the fast form is.
+    head: Option<u64>,
+}
+
+impl<'a> Flow<'a> {
+    /// For the unit at an address, whose rounds begin at `top`.
+    pub fn new(emitter: Emitter<'a>, thunks: &'a Thunks, start: u64, top: u64) -> Flow<'a> {
+        Flow { emitter, thunks, page: start & !0xfff, top, loops: None, head: None }
+    }
+}
+
+impl Flow<'_> {
+    /// Emits an instruction; whether the unit goes on behind it.
+    pub fn instruction(&mut self, f: &Fetched<'_>, plan: Plan) -> bool {
+        let target = f.next().wrapping_add(f.insn.imm);
+        let relative = f.insn.operands[0] == Operand::Rel;
+        match plan {
+            Plan::Interpret => {
+                self.interpret(f);
+                false
+            }
+            Plan::Branch => {
+                let jump = self.emitter.asm.jcc_later(f.insn.cond);
+                let count = f.done + 1;
+                let back = self.loops == Some(target);
+                self.emitter.cold.push(match &self.emitter.fast {
+                    Some(fast) => {
+                        let (len, in_memory) = (fast.len, fast.counts_in_memory);
+                        Cold::Broken { jump, target, count, len, in_memory }
+                    }
+                    None if back => Cold::Back { jump, count },
+                    None => Cold::Taken { jump, target, count },
+                });
+                true
+            }
+            Plan::Jump if relative && self.loops == Some(target) => {
+                let jump = self.emitter.asm.jmp_later();
+                self.emitter.cold.push(Cold::Back { jump, count: f.done + 1 });
+                false
+            }
+            Plan::Jump if relative => {
+                self.leave_to(target, f.done + 1);
+                false
+            }
+            Plan::Jump => {
+                self.indirect_target(f);
+                self.leave_indirect(f, 0);
+                false
+            }
+            Plan::Call => {
+                self.call(f, relative, target);
+                false
+            }
+            Plan::Return => {
+                self.return_(f);
+                false
+            }
+            Plan::Syscall => {
+                self.syscall(f);
+                false
+            }
+            Plan::Sysret => {
+                self.sysret(f);
+                false
+            }
+            Plan::ReadClock => {
+                self.read_clock(f);
+                false
+            }
+            _ => {
+                let done = self.emitter.instruction(f, plan).is_ok();
+                if !done {
+                    self.interpret(f);
+                }
+                done
+            }
+        }
+    }
+
+    /// The interpreter runs the instruction.
+    pub fn interpret(&mut self, f: &Fetched<'_>) {
+        let exit = self.emitter.interpret(f);
+        self.emitter.asm.note(Note::Interpret(f.done));
+        self.emitter.asm.store_constant32(field!(exit), exit);
+        self.emitter.asm.jmp(self.thunks.exit);
+        if !goes_elsewhere(f.insn.op) {
+            let resume = self.emitter.asm.here();
+            self.leave_linked(f.next(), None);
+            if let Some(Exit::Interpret { rip, done, step, .. }) = self.emitter.exits.get(exit) {
+                self.emitter.exits.set(exit, Exit::Interpret { rip, done, step, resume });
+            }
+        }
+    }
+
+    /// Puts the target of an indirect jump into R10.
+    fn indirect_target(&mut self, f: &Fetched<'_>) {
+        match f.insn.operands[0] {
+            Operand::Gpr { reg, .. } => self.emitter.read_target(reg),
+            _ => {
+                self.emitter.load_target(f);
+            }
+        }
+    }
+
+    fn call(&mut self, f: &Fetched<'_>, relative: bool, target: u64) {
+        let Place::Host(sp) = place(4) else { return };
+        match f.insn.operands[0] {
+            Operand::Mem { .. } => {
+                let retry = self.emitter.load_target(f);
+                self.emitter.stack_after_load(f, sp, retry);
+            }
+            Operand::Gpr { reg, .. } => {
+                self.emitter.stack(f, sp, -8, true);
+                self.emitter.read_target(reg);
+            }
+            _ => self.emitter.stack(f, sp, -8, true),
+        }
+        let asm = &mut *self.emitter.asm;
+        let slot = indexed(sp, R11, 0, -8);
+        if let Ok(short) = i32::try_from(f.next() as i64) {
+            let plain = Encoding::new(Escape::None, 0xc7, true, 0, Rm::Mem(slot));
+            asm.emit(&Encoding { imm: &short.to_le_bytes(), ..plain });
+        } else {
+            asm.constant(RCX, f.next());
+            asm.store(slot, RCX);
+        }
+        asm.lea(sp, at(sp, -8));
+        if relative {
+            self.leave_to(target, f.done + 1);
+        } else {
+            self.leave_indirect(f, -8);
+        }
+    }
+
+    fn return_(&mut self, f: &Fetched<'_>) {
+        let Place::Host(sp) = place(4) else { return };
+        let release = if let Operand::Imm { .. } = f.insn.operands[0] { f.insn.imm as i32 } else { 0 };
+        self.emitter.stack(f, sp, 0, false);
+        self.emitter.asm.load(R10, indexed(sp, R11, 0, 0));
+        self.emitter.asm.lea(sp, at(sp, 8 + release));
+        self.leave_indirect(f, 8 + release);
+    }
+
+    /// Takes completed instructions off the budget; the jump is taken when it is used up.
+    pub fn charge(&mut self, count: u32) -> Fixup {
+        let asm = &mut *self.emitter.asm;
+        asm.note(Note::Charge);
+        asm.load(RCX, field!(budget));
+        asm.lea(RCX, at(RCX, -(count as i32)));
+        asm.store(field!(budget), RCX);
+        asm.shrx(RCX, RCX, RSP);
+        let used_up = asm.jrcxz_later();
+        asm.note(Note::Charged);
+        used_up
+    }
+
+    /// Gives back what a loop was charged for iterations that it did not run: RCX of them, of which `count` instructions
+    /// are complete. The jump is taken when the budget is used up.
+    fn give_back(&mut self, len: u32, count: u32) -> Fixup {
+        self.emitter.asm.note(Note::Charge);
+        self.emitter.multiply(len);
+        let asm = &mut *self.emitter.asm;
+        asm.load(RCX, field!(budget));
+        asm.lea(RCX, indexed(RCX, R10, 0, -(count as i32)));
+        asm.store(field!(budget), RCX);
+        asm.shrx(RCX, RCX, RSP);
+        let used_up = asm.jrcxz_later();
+        asm.note(Note::Charged);
+        used_up
+    }
+
+    /// Emits head and fast form of a loop, unless one of its instructions turns out to have none.
+    pub fn fast_form(&mut self, list: &[Planned<'_>], back: Loop) {
+        let (code, cold) = (self.emitter.asm.code.len(), self.emitter.cold.len());
+        let head = self.emitter.asm.here();
+        let trip = trip(self.loops.unwrap_or(0));
+        self.emitter.asm.note(Note::Head);
+        self.emitter.loop_head(list, &back, trip, self.top);
+        let (len, in_memory) = (back.len, back.counts_in_memory);
+        let fast = self.emitter.asm.here();
+        if in_memory {
+            self.emitter.asm.store(field!(iterations), RCX);
+        }
+        let start = self.emitter.asm.here();
+        self.emitter.fast = Some(back);
+        let (last, body) = match list.split_last() {
+            Some(((last, _), body)) => (last, body),
+            None => return,
+        };
+        let good = body.iter().all(|(f, plan)| {
+            self.emitter.asm.note(Note::Fast(f.done));
+            match plan {
+                Plan::Branch => self.instruction(f, *plan),
+                _ => self.emitter.instruction(f, *plan).is_ok(),
+            }
+        });
+        self.emitter.fast = None;
+        if !good {
+            self.emitter.asm.code.truncate(code);
+            self.emitter.cold.truncate(cold);
+            return;
+        }
+        debug_assert!(fast <= start);
+        self.head = Some(head);
+        self.fast_end(last, len, in_memory, start, head);
+    }
+
+    /// The end of an iteration of the fast form: round again, back to the head when all that were allowed are done, or out.
+    fn fast_end(&mut self, last: &Fetched<'_>, len: u32, in_memory: bool, start: u64, head: u64) {
+        let asm = &mut *self.emitter.asm;
+        asm.note(Note::Fast(last.done));
+        if in_memory {
+            asm.load(RCX, field!(iterations));
+        }
+        asm.lea(RCX, at(RCX, -1));
+        if in_memory {
+            asm.store(field!(iterations), RCX);
+        }
+        if last.insn.op == Op::Jmp {
+            asm.jrcxz(5);
+            asm.jmp(start);
+            return asm.jmp(head);
+        }
+        asm.jrcxz(11);
+        asm.jcc(last.insn.cond, start);
+        let out = asm.jmp_later();
+        asm.jcc(last.insn.cond, head);
+        asm.bind(out);
+        let used_up = self.give_back(len, 0);
+        self.leave_charged(last.next(), used_up);
+    }
+
+    /// Leaves to a known address after `count` instructions.
+    pub fn leave_to(&mut self, target: u64, count: u32) {
+        let used_up = self.charge(count);
+        self.leave_charged(target, used_up);
+    }
+
+    /// Leaves to a known address; the budget has been seen to.
+    fn leave_charged(&mut self, target: u64, used_up: Fixup) {
+        self.leave_linked(target, Some(used_up));
+    }
+
+    /// Leaves to a known address by a jump that can lead straight there.
+    fn leave_linked(&mut self, target: u64, used_up: Option<Fixup>) {
+        let asm = &mut *self.emitter.asm;
+        let same_page = target & !0xfff == self.page;
+        let (mut guard, mut missing) = (None, None);
+        if !same_page {
+            // Links into another page hold while that page is where they expect it.
+            asm.load_byte(
+                RCX,
+                super::context::at_offset(std::mem::offset_of!(super::context::Context, pairs)),
+            );
+            guard = Some(asm.here() - 4);
+            missing = Some(asm.jrcxz_later());
+        }
+        let link = asm.jmp_later();
+        let field_at = asm.here() - 4;
+        let out = (used_up.is_some() || missing.is_some()).then(|| {
+            for jump in [used_up, missing].into_iter().flatten() {
+                asm.bind(jump);
+            }
+            asm.jmp_later()
+        });
+        let exit = self.emitter.exits.add(Exit::Link { rip: target, field: field_at, guard });
+        for jump in [Some(link), out].into_iter().flatten() {
+            self.emitter.cold.push(Cold::Leave { jump, exit });
+        }
+    }
+
+    /// Leaves to the address in R10, by the table of targets.
+    fn leave_indirect(&mut self, f: &Fetched<'_>, undo: i32) {
+        let exit = self.emitter.exits.add(Exit::Indirect { rip: f.rip, undo });
+        self.emitter.asm.store_constant32(field!(exit), exit);
+        let used_up = self.charge(f.done + 1);
+        let asm = &mut *self.emitter.asm;
+        asm.low_word(R11, R10);
+        asm.jmp_mem(indexed(RSP, R11, 3, jumps_offset(self.emitter.user)));
+        asm.bind(used_up);
+        asm.jmp(self.thunks.exit);
+    }
+
+    /// Emits what is rarely run.
+    pub fn finish(&mut self) {
+        while let Some(cold) = self.emitter.cold.pop() {
+            self.emitter.asm.note(Note::Cold(cold));
+            match cold {
+                Cold::Leave { jump, exit } => {
+                    self.emitter.asm.bind(jump);
+                    self.stub(exit, self.thunks.exit);
+                }
+                Cold::Restore { jump, exit } => {
+                    self.emitter.asm.bind(jump);
+                    self.emitter.restore_flags();
+                    self.stub(exit, self.thunks.exit);
+                }
+                Cold::Miss { jump, exit, stack, retry } => {
+                    self.emitter.asm.bind(jump);
+                    let mut thunk = self.thunks.miss;
+                    if let Some((base, low)) = stack {
+                        self.emitter.asm.lea(R10, at(base, low));
+                        if !self.emitter.user {
+                            self.emitter.asm.place_of(R11, retry);
+                            thunk = self.thunks.stack;
+                        }
+                    }
+                    self.stub(exit, thunk);
+                }
+                Cold::Broken { jump, target, count, len, in_memory } => {
+                    self.emitter.asm.bind(jump);
+                    if in_memory {
+                        self.emitter.asm.load(RCX, field!(iterations));
+                    }
+                    let used_up = self.give_back(len, count);
+                    self.leave_charged(target, used_up);
+                }
+                Cold::Back { jump, count } => {
+                    self.emitter.asm.bind(jump);
+                    self.round(count);
+                }
+                Cold::Taken { jump, target, count } => {
+                    self.emitter.asm.bind(jump);
+                    self.leave_to(target, count);
+                }
+            }
+        }
+    }
+
+    /// Round a loop in its plain form, and now and then to the head of the fast one.
+    fn round(&mut self, count: u32) {
+        let rip = self.loops.unwrap_or(self.page);
+        let Some(head) = self.head else { return self.leave_to(rip, count) };
+        let used_up = self.charge(count);
+        let trip = trip(rip);
+        let asm = &mut *self.emitter.asm;
+        asm.load(RCX, trip);
+        asm.lea(RCX, at(RCX, -1));
+        asm.store(trip, RCX);
+        asm.jrcxz(5);
+        asm.jmp(self.top);
+        asm.jmp(head);
+        asm.bind(used_up);
+        let exit = self.emitter.exits.add(Exit::Gone { rip });
+        self.stub(exit, self.thunks.exit);
+    }
+
+    fn stub(&mut self, exit: u32, thunk: u64) {
+        self.emitter.asm.store_constant32(field!(exit), exit);
+        self.emitter.asm.jmp(thunk);
+    }
+}
