@@ -45,9 +45,6 @@ class ScriptedCore:
     def close(self) -> None:
         pass
 
-    def domain(self) -> None:
-        """It is no para-virtual guest."""
-
     def run(
         self, max_icount: int, deadline: int, milliseconds: int, watch_console: bool
     ) -> tuple[str, int, int]:
@@ -59,6 +56,9 @@ class ScriptedCore:
 
     def stop(self) -> None:
         self.stops += 1
+
+    def domain(self) -> None:
+        pass
 
     def translator_stats(self) -> dict[str, int]:
         return {}

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from trapgate import bench as bench
+    from trapgate import demo as demo
     from trapgate import errors as errors
     from trapgate import exits as exits
     from trapgate import images as images
@@ -40,6 +41,7 @@ __all__ = [
     "build_info",
     "decode",
     "decode_columns",
+    "demo",
     "errors",
     "exits",
     "images",
@@ -60,6 +62,7 @@ _HOME = {
     "decode": "trapgate.instructions",
     "decode_columns": "trapgate.instructions",
     "bench": "trapgate.bench",
+    "demo": "trapgate.demo",
     "errors": "trapgate.errors",
     "exits": "trapgate.exits",
     "images": "trapgate.images",

@@ -21,6 +21,7 @@ __all__ = [
     "decode",
     "decode_columns",
     "mnemonics",
+    "own_guests",
     "translate_unit",
 ]
 
@@ -53,6 +54,9 @@ def translate_unit(
     code: AnyBuffer, address: int, cpl: int, cpu: str, start: int
 ) -> tuple[list[_Explained], list[_Part]]:
     """Translate the unit of 64-bit code at an offset, to be looked at."""
+
+def own_guests() -> tuple[bytes, bytes, str]:
+    """Give both builds of the guest of our own, `full` and `para`, and why there are none if there are none."""
 
 def build_info() -> dict[str, str]:
     """Give the profile and the host back-ends that this module was built with."""
@@ -119,6 +123,8 @@ class Core:
     def stats(self) -> dict[str, int]:
         """Counts of what the machine has done so far; while it runs, as of a moment ago."""
 
+    def departures(self) -> dict[str, int]:
+        """How often guest code was left, by reason; while it runs, as of a moment ago."""
     def translator_stats(self) -> dict[str, int] | None:
         """Counts of what the translator has done so far, if it is what runs guest code."""
 

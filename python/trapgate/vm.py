@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from trapgate.slices import SliceResult
     from trapgate.xenstore import XenStore
 
-__all__ = ["VM", "State", "Stats", "TranslatorStats", "Until"]
+__all__ = ["VM", "Departures", "State", "Stats", "TranslatorStats", "Until"]
 
 #: What `VM.run` can be asked to stop at: text on the console, the address of an instruction, kinds of exits (others
 #: are passed over if the machine can go on after them), or a function of the machine, asked between slices.
@@ -80,6 +80,36 @@ class TranslatorStats:
     misses: int
     #: Times that all translated code was dropped.
     flushes: int
+    #: System calls and returns from them that translated code did without being left.
+    in_place: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Departures:
+    """How often a guest did what only its monitor can do for it, by reason.
+
+    Both engines count alike. For most of it guest code is left; what the translator has done in place nevertheless is
+    `TranslatorStats.in_place`. CLI, STI, SWAPGS and reads of control registers are not here.
+    """
+
+    #: System calls of user code.
+    system_calls: int
+    #: Returns from the kernel: SYSRET, SYSEXIT and IRET. A para-virtual kernel returns by a hypercall.
+    returns: int
+    #: Calls of a para-virtual kernel; `VM.hypercalls` has them by name.
+    hypercalls: int
+    #: Other instructions that only a kernel may execute.
+    privileged: int
+    #: Reads and writes of I/O ports, and of memory that is a device.
+    ports: int
+    device_memory: int
+    #: Page faults that the guest was told of, and other exceptions, software interrupts included.
+    page_faults: int
+    exceptions: int
+    #: Interrupts; of a para-virtual guest, event upcalls.
+    interrupts: int
+    #: Stores to its own page tables that a para-virtual guest left as they were, and that were carried out for it.
+    trapped_stores: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +120,8 @@ class Stats:
     engine: str
     #: What the translator has done; None where the interpreter does all.
     translator: TranslatorStats | None
+    #: How often the guest needed its monitor, by reason.
+    departures: Departures
     #: Completed instructions.
     instructions: int
     #: The machine's time.
@@ -440,7 +472,9 @@ class VM:
         counts = core.translator_stats()
         translator = None if counts is None else TranslatorStats(**counts)
         engine = "interpret" if translator is None else "translate"
-        return Stats(engine=engine, translator=translator, **core.stats())
+        stores = 0 if self._domain is None else self._domain._native.counters()[1]
+        departures = Departures(trapped_stores=stores, **core.departures())
+        return Stats(engine=engine, translator=translator, departures=departures, **core.stats())
 
     def digest(self) -> str:
         """Give a hash of registers, RAM and devices: equal for equal machines."""

@@ -178,14 +178,20 @@ impl Vcpu {
     pub fn enter_flat(&mut self, cs: u16, ss: u16, rip: u64) {
         const CODE: u16 = 0xa0fb;
         const DATA: u16 = 0xc0f3;
-        let same = self.seg[Seg::Cs as usize].selector == cs && self.seg[Seg::Ss as usize].selector == ss;
-        if !(same && self.is_64bit()) {
-            self.seg[Seg::Ss as usize] = Segment::flat(ss, DATA);
-            self.seg[Seg::Cs as usize] = Segment::flat(cs, CODE);
+        self.enter_segments(Segment::flat(cs, CODE), Segment::flat(ss, DATA), rip);
+    }
+
+    /// Continues at `rip` in code and stack segments that were checked.
+    pub fn enter_segments(&mut self, cs: Segment, ss: Segment, rip: u64) {
+        if self.seg[Seg::Cs as usize] != cs || self.seg[Seg::Ss as usize] != ss {
+            let was_64 = self.is_64bit();
+            self.seg[Seg::Ss as usize] = ss;
+            self.seg[Seg::Cs as usize] = cs;
             self.update_mode();
-            self.attention = true;
+            // From one 64-bit segment to another nothing changes that anybody has to look at.
+            self.attention |= !(was_64 && self.is_64bit());
         }
-        self.rip = rip;
+        self.rip = rip & self.mode().rip_mask;
         self.end_block();
     }
 
@@ -211,15 +217,6 @@ impl Vcpu {
         let read = if selector & !3 == 0 { None } else { self.descriptor(selector, Vector::Gp).ok() };
         self.fault = None;
         read
-    }
-
-    /// Continues at `rip` in a code segment that was checked.
-    pub fn enter_segment(&mut self, cs: Segment, rip: u64) {
-        self.seg[Seg::Cs as usize] = cs;
-        self.update_mode();
-        self.rip = rip & self.mode().rip_mask;
-        self.attention = true;
-        self.end_block();
     }
 
     /// Waits for an event, as HLT does.
@@ -267,6 +264,11 @@ impl Vcpu {
 
     /// Reads guest memory in the current mode and view.
     pub fn copy_in(&mut self, linear: u64, buf: &mut [u8]) -> Result<(), NoAccess> {
+        let entry = self.tlb.entry(linear, self.user_view);
+        if entry.read == linear & !0xfff && (linear & 0xfff) as usize + buf.len() <= 4096 {
+            self.memory.read_host(entry.host + (linear & 0xfff), buf);
+            return Ok(());
+        }
         let done = self.load_bytes(Seg::Ds, linear, buf);
         self.quietly(done, linear)
     }

@@ -130,28 +130,6 @@ fn elf(is_64: bool, code: &[u8]) -> Vec<u8> {
     file
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use iced_x86::code_asm::*;
-    use trapgate_machine::{Exit, Limits};
-
-    #[test]
-    fn programs_of_both_widths_run() {
-        for bits in [Bits::B32, Bits::B64] {
-            let guest = Guest::program(bits, |a| {
-                a.mov(eax, 7)?;
-                a.mov(dx, 0xf4)?;
-                a.out(dx, al)
-            });
-            let mut machine = guest.unwrap().machine().unwrap();
-            assert_eq!(machine.cpu().rip, PROGRAM);
-            assert_eq!(machine.run(&Limits { count: Some(10), ..Limits::default() }), Exit::DebugExit(7));
-            assert_eq!(machine.count(), 3);
-        }
-    }
-}
-
 /// An ELF file of a para-virtual kernel: `code` at 0x10000 above where PFN 0 is mapped, entered at its first byte.
 pub fn para_kernel(code: &[u8]) -> Vec<u8> {
     const BASE: u64 = 0xffff_ffff_8000_0000;
@@ -195,4 +173,26 @@ pub fn para_kernel(code: &[u8]) -> Vec<u8> {
     file.extend(code);
     file.extend(notes);
     file
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use iced_x86::code_asm::*;
+    use trapgate_machine::{Exit, Limits};
+
+    #[test]
+    fn programs_of_both_widths_run() {
+        for bits in [Bits::B32, Bits::B64] {
+            let guest = Guest::program(bits, |a| {
+                a.mov(eax, 7)?;
+                a.mov(dx, 0xf4)?;
+                a.out(dx, al)
+            });
+            let mut machine = guest.unwrap().machine().unwrap();
+            assert_eq!(machine.cpu().rip, PROGRAM);
+            assert_eq!(machine.run(&Limits { count: Some(10), ..Limits::default() }), Exit::DebugExit(7));
+            assert_eq!(machine.count(), 3);
+        }
+    }
 }

@@ -17,7 +17,7 @@ use pyo3::{PyTraverseError, PyVisit};
 use trapgate_devices::{PhysAddr, Port, lock};
 use trapgate_engine::mmu::Paging;
 use trapgate_engine::translate::{TranslateOptions, TranslatorStats};
-use trapgate_engine::{GuestMemory, HookId, HookKind, Vcpu};
+use trapgate_engine::{Departures, GuestMemory, HookId, HookKind, Vcpu};
 use trapgate_machine::board::{Board, PcBoard};
 use trapgate_machine::boot::{Decompression, Protocol};
 use trapgate_machine::{
@@ -84,12 +84,17 @@ impl Open {
 #[derive(Clone, Copy, Debug)]
 struct Counts {
     machine: Stats,
+    departures: Departures,
     translator: Option<TranslatorStats>,
 }
 
 impl Counts {
     fn of(machine: &Machine) -> Self {
-        Counts { machine: machine.stats(), translator: machine.translator_stats() }
+        Counts {
+            machine: machine.stats(),
+            departures: machine.cpu().departures,
+            translator: machine.translator_stats(),
+        }
     }
 }
 
@@ -515,6 +520,22 @@ impl Core {
         ])
     }
 
+    /// How often guest code was left, by reason; while it runs, as of a moment ago.
+    fn departures(&self) -> BTreeMap<&'static str, u64> {
+        let left = lock(&self.stats).departures;
+        BTreeMap::from([
+            ("system_calls", left.system_calls),
+            ("returns", left.returns),
+            ("hypercalls", left.hypercalls),
+            ("privileged", left.privileged),
+            ("ports", left.ports),
+            ("device_memory", left.device_memory),
+            ("page_faults", left.page_faults),
+            ("exceptions", left.exceptions),
+            ("interrupts", left.interrupts),
+        ])
+    }
+
     /// Counts of what the translator has done so far, if it is what runs guest code.
     fn translator_stats(&self) -> Option<BTreeMap<&'static str, u64>> {
         let stats = lock(&self.stats).translator?;
@@ -525,6 +546,7 @@ impl Core {
             ("interpreted", stats.interpreted),
             ("misses", stats.misses),
             ("flushes", stats.flushes),
+            ("in_place", stats.in_place),
         ]))
     }
 

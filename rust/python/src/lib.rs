@@ -36,12 +36,20 @@ fn build_info() -> BTreeMap<&'static str, &'static str> {
     ])
 }
 
+/// Give both builds of the guest of our own, `full` and `para`, and why there are none if there are none.
+#[pyfunction]
+fn own_guests() -> (&'static [u8], &'static [u8], &'static str) {
+    (trapgate_guest::FULL, trapgate_guest::PARA, trapgate_guest::PROBLEM)
+}
+
 #[pymodule(gil_used = false)]
 mod _core {
     use super::*;
 
     #[pymodule_export]
     use super::build_info;
+    #[pymodule_export]
+    use super::own_guests;
     #[pymodule_export]
     use crate::backend::{Disk, Plug, Switch};
     #[pymodule_export]

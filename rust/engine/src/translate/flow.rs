@@ -14,12 +14,12 @@ use super::plan::Plan;
 use super::thunks::Thunks;
 use super::unit::Planned;
 
-/// Whether nothing is behind an instruction that completes: it has gone somewhere else.
+/// Whether a unit need not go on behind an instruction that completes: it has gone somewhere else, or the run is over.
 fn goes_elsewhere(op: Op) -> bool {
     use Op::*;
     matches!(
         op,
-        Syscall
+        Hlt | Syscall
             | Sysret
             | Sysenter
             | Sysexit

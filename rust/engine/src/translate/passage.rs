@@ -228,8 +228,9 @@ impl Translator {
             && cpu.tlb.changes.is_empty()
             && self.is_current(cpu)
             && self.options.link;
+        let flushes = self.stats.flushes;
         self.prepare(cpu);
-        After::Go(same.then_some(resume))
+        After::Go((same && flushes == self.stats.flushes).then_some(resume))
     }
 
     /// Lets the interpreter run an instruction whose access is not for translated code: it faults, or reaches a device, or

@@ -18,8 +18,8 @@ use crate::common::*;
 const OVER: u8 = 0x81;
 /// Where SYSCALL leads.
 const ENTRY: u64 = CODE + 0x400;
-/// What the supervisor finds by GS.
-const OWN: u64 = DATA + 0x4000;
+/// What the supervisor finds by GS, in a page that is its alone.
+const OWN: u64 = 0xc000;
 
 pub type Asm = CodeAssembler;
 pub type Made = Result<(), IcedError>;
@@ -160,6 +160,12 @@ pub fn ends_at(g: &mut Guest, vector: u8) {
     g.set_gate(vector, Gate { ist: 1, ..Gate::interrupt(CODE + 0x800) });
 }
 
+fn set_ac(a: &mut Asm) -> Made {
+    a.pushfq()?;
+    a.or(qword_ptr(rsp), rflags::AC as i32)?;
+    a.popfq()
+}
+
 pub fn nothing(_: &mut Asm) -> Made {
     Ok(())
 }
@@ -227,9 +233,33 @@ fn alignment_checks_and_smap_see_ac_change() {
             cpu.cr0 |= if am { cr0::AM } else { 0 };
             cpu.cr4 |= if smap { cr4::SMAP } else { 0 };
             cpu.fmask = 0;
+            ends_at(&mut g, 14);
             g
         });
     }
+}
+
+#[test]
+fn what_ac_allowed_ends_with_a_system_call_that_clears_it() {
+    let end = alike(|| {
+        let mut g = machine();
+        kernel(&mut g, |a| {
+            let mut stay = a.create_label();
+            a.cmp(ebx, 7)?;
+            a.jne(stay)?;
+            a.mov(r8, qword_ptr(USER_STACK - 0x800))?;
+            a.set_label(&mut stay)?;
+            // The page is the supervisor's to read until AC is clear, which it is not on the way back.
+            set_ac(a)?;
+            a.mov(r8, qword_ptr(USER_STACK - 0x800))?;
+            a.or(qword_ptr(rsp), rflags::AC as i32)
+        });
+        caller(&mut g, 20, nothing);
+        ends_at(&mut g, 14);
+        g.cpu().cr4 |= cr4::SMAP;
+        g
+    });
+    assert_eq!((end.events, end.cpu.regs[RBX]), (vec![Stop::Halted], 7));
 }
 
 #[test]
@@ -408,4 +438,22 @@ fn bases_must_be_canonical() {
 fn the_model_of_these_guests_has_what_they_use() {
     use trapgate_x86::features::Features;
     assert!(X86_64_V2.features.contains(Features::FSGSBASE));
+}
+
+#[test]
+fn smap_keeps_the_processor_from_tables_in_pages_of_the_users_whatever_ac_says() {
+    for ac in [false, true] {
+        let mut g = machine();
+        g.poke(DATA, &g.peek(IDT, 0x1000));
+        g.program(|a| {
+            if ac {
+                set_ac(a)?;
+                a.mov(rax, qword_ptr(DATA))?;
+            }
+            a.int3()
+        });
+        g.cpu().idtr.base = DATA;
+        g.cpu().cr4 |= cr4::SMAP;
+        assert!(matches!(g.go(), Stop::Exit(Exit::TripleFault { .. })), "AC {ac}");
+    }
 }

@@ -74,6 +74,13 @@ fn repetitions_are_parted_where_the_budget_ends() {
     alike(|| repeating(DATA + 0xfd9, DATA + 0x1fd0, |a| a.rep().movsq()));
     alike(|| repeating(DATA + 0x800, DATA + 0x805, |a| a.rep().movsb()));
     alike(|| repeating(DATA + 0x800, DATA, |a| a.rep().stosq()));
+    // More iterations than a unit may have instructions.
+    alike(|| {
+        repeating(DATA + 0x100, DATA, |a| {
+            a.mov(ecx, 170)?;
+            a.rep().stosq()
+        })
+    });
 }
 
 #[test]
@@ -88,6 +95,18 @@ fn counts_of_repetitions_are_taken_as_they_are() {
                 a.rep().movsb()
             })
         });
+    }
+}
+
+#[test]
+fn repetitions_over_the_end_of_a_page_go_on_where_the_next_one_is() {
+    for body in [(|a| a.rep().stosd()) as Insn, |a| a.rep().movsw()] {
+        let end = alike_in_one_go(|| {
+            let mut g = repeating(DATA + 0xffa, DATA + 0xff7, body);
+            g.map(DATA + 0x1000, DATA + 0x5000, P | W);
+            g
+        });
+        assert_eq!(end.events, [Stop::Halted]);
     }
 }
 
@@ -274,6 +293,37 @@ fn the_second_page_may_go_and_come_back() {
         g
     });
     assert_eq!(end.events, [Stop::Halted]);
+}
+
+#[test]
+fn code_that_maps_another_page_over_itself_goes_on_there() {
+    let end = alike(|| {
+        let mut g = machine();
+        let entry = g.entry_at(CODE, 1);
+        g.map(DATA + 0x7000, entry & !0xfff, P | W);
+        let slot = DATA + 0x7000 + entry % 0x1000;
+        for (page, value) in [(CODE, 1), (DATA, 1000)] {
+            g.load_bits(64, page, CODE, |a| {
+                let mut again = a.create_label();
+                a.set_label(&mut again)?;
+                // At every fourth round the other page.
+                a.xor(edx, edx)?;
+                a.mov(ecx, (CODE ^ DATA) as u32)?;
+                a.test(ebx, 3)?;
+                a.cmovnz(ecx, edx)?;
+                a.xor(qword_ptr(slot), rcx)?;
+                a.invlpg(byte_ptr(CODE))?;
+                a.add(r13, value)?;
+                a.dec(ebx)?;
+                a.jnz(again)?;
+                a.hlt()
+            });
+        }
+        g.set_reg(RBX, 30);
+        g.cpu().rip = CODE;
+        g
+    });
+    assert_eq!((end.events, end.cpu.regs[13]), (vec![Stop::Halted], 14 + 16 * 1000));
 }
 
 // ---- stacks ----

@@ -176,7 +176,7 @@ fn value(machine: &Machine, input: &mut Input<'_>) -> u64 {
     match kind >> 2 & 7 {
         0..=2 => mfn << 12 | input.pick(&flags),
         3 => mfn,
-        4 => mfn << 12 | u64::from(input.u16() % 512) * 8 | u64::from(input.u8() % 4),
+        4 => (mfn << 12) + u64::from(input.u16() % 512) * 8 + u64::from(input.u8() % 4),
         5 => u64::from(input.u16()),
         6 => BASE + u64::from(input.u16() % 512) * 4096,
         _ => input.u64(),

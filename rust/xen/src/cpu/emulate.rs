@@ -187,8 +187,7 @@ impl PvCpu {
 
     /// Installs the kernel's root of page tables.
     pub(crate) fn new_kernel_root(&mut self, cpu: &mut Vcpu, mfn: Mfn) -> Result<(), crate::Errno> {
-        let domain = std::sync::Arc::clone(&self.domain);
-        domain.paging().set_kernel_root(&mut CpuTlb(cpu), 0, mfn)?;
+        self.domain.paging().set_kernel_root(&mut CpuTlb(cpu), 0, mfn)?;
         self.kernel_root = mfn.0 << 12;
         cpu.cr3 = self.kernel_root;
         if self.ldt.1 > 0 {

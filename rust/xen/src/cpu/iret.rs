@@ -74,6 +74,13 @@ impl PvCpu {
             cpu.enter_flat(cs, ss, rip);
             return None;
         }
+        if let Some((code, stack)) = self.known_return
+            && code.selector == cs
+            && stack.selector == ss
+        {
+            cpu.enter_segments(code, stack, rip);
+            return None;
+        }
         self.return_by_tables(cpu, cs, ss, rip)
     }
 
@@ -90,7 +97,13 @@ impl PvCpu {
         if ss & !3 == 0 || !cpu.try_load_segment(Seg::Ss, ss) {
             return Some(named(Vector::Gp, ss));
         }
-        cpu.enter_segment(code.segment(cs), rip);
+        let (code, stack) = (code.segment(cs), *cpu.segment(Seg::Ss));
+        const LDT: u16 = 4;
+        if (cs | ss) & LDT == 0 {
+            // Only calls change a GDT, and they forget this.
+            self.known_return = Some((code, stack));
+        }
+        cpu.enter_segments(code, stack, rip);
         None
     }
 }

@@ -17,7 +17,7 @@ use trapgate_engine::Requests;
 use trapgate_engine::exit::Exit;
 use trapgate_engine::fault::{Exception, Kind};
 use trapgate_engine::monitor::{Handled, Monitor, Stored, TableStore};
-use trapgate_engine::state::Vcpu;
+use trapgate_engine::state::{Segment, Vcpu};
 use trapgate_x86::exception::Vector;
 use trapgate_x86::model::{Cpuid, Model};
 use trapgate_x86::regs::{cr0, cr4, dr6, dr7, efer, rflags};
@@ -87,6 +87,8 @@ pub struct PvCpu {
     pub nmi_masked: bool,
     /// CR4 as the guest has set it: the bits that it controls.
     pub cr4: u64,
+    /// Code and stack segments that the last iret to others than the flat ones has loaded, as long as the GDT has them.
+    pub known_return: Option<(Segment, Segment)>,
     /// In SCHEDOP_poll, until this system time; 0: without end.
     pub polling: Option<u64>,
     /// I/O permission bitmap: linear address and number of ports.
@@ -127,10 +129,10 @@ pub fn reset(cpu: &mut Vcpu) {
     cpu.gdtr.limit = u16::MAX;
     cpu.idtr.limit = 0;
     for segment in &mut cpu.seg {
-        *segment = trapgate_engine::state::Segment::default();
+        *segment = Segment::default();
     }
     for segment in [&mut cpu.ldtr, &mut cpu.tr] {
-        *segment = trapgate_engine::state::Segment::default();
+        *segment = Segment::default();
     }
     cpu.regs[..16].fill(0);
     cpu.enter_flat(FLAT_CS64, FLAT_SS, 0);
@@ -157,6 +159,7 @@ impl PvCpu {
             nmi_masked: false,
             cr4: 0,
             polling: None,
+            known_return: None,
             io_bitmap: (0, 0),
         }
     }

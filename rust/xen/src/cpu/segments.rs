@@ -45,8 +45,8 @@ impl PvCpu {
 
     /// HYPERVISOR_set_gdt.
     pub(crate) fn set_gdt(&mut self, cpu: &mut Vcpu, frames: &[Mfn]) -> Result<(), Errno> {
-        let domain = std::sync::Arc::clone(&self.domain);
-        domain.paging().set_gdt(&mut CpuTlb(cpu), 0, frames)?;
+        self.known_return = None;
+        self.domain.paging().set_gdt(&mut CpuTlb(cpu), 0, frames)?;
         self.show_windows(cpu);
         Ok(())
     }

@@ -54,7 +54,7 @@ pub(super) fn mmu_update(pv: &mut PvCpu, cpu: &mut Vcpu, args: Args) -> Done {
     if !is_self(pv, args[3]) {
         return Done::Value(Errno::Perm.code());
     }
-    let domain = std::sync::Arc::clone(&pv.domain);
+    let domain = &pv.domain;
     each(cpu, args, 16, |cpu, at| {
         let ptr = read_u64(cpu, at)?;
         let val = read_u64(cpu, at.wrapping_add(8))?;
@@ -70,8 +70,7 @@ pub(super) fn update_va_mapping(
     pte: u64,
     flags: u64,
 ) -> Result<(), Errno> {
-    let domain = std::sync::Arc::clone(&pv.domain);
-    domain.paging().update_va_mapping(&mut CpuTlb(cpu), 0, va, pte)?;
+    pv.domain.paging().update_va_mapping(&mut CpuTlb(cpu), 0, va, pte)?;
     // UVMF_*: the low two bits say what to flush, the rest whose: with one vCPU it is always this one.
     match flags & 3 {
         1 => cpu.flush_guest(),
@@ -83,6 +82,7 @@ pub(super) fn update_va_mapping(
 
 /// update_descriptor(maddr, descriptor).
 pub(super) fn update_descriptor(pv: &mut PvCpu, maddr: u64, value: u64) -> Result<(), Errno> {
+    pv.known_return = None;
     pv.domain.paging().update_descriptor(maddr, value)
 }
 
@@ -99,8 +99,7 @@ pub(super) fn mmuext_op(pv: &mut PvCpu, cpu: &mut Vcpu, args: Args) -> Done {
 
 /// One `mmuext_op`.
 fn one_op(pv: &mut PvCpu, cpu: &mut Vcpu, command: u32, first: u64, second: u64) -> Result<(), Errno> {
-    let domain = std::sync::Arc::clone(&pv.domain);
-    let paging = || domain.paging();
+    let paging = || pv.domain.paging();
     match command {
         0..=3 => paging().pin(&mut CpuTlb(cpu), command as u8 + 1, Mfn(first)),
         4 => paging().unpin(&mut CpuTlb(cpu), Mfn(first)),

@@ -90,15 +90,16 @@ pub(crate) fn enter(pv: &mut PvCpu, cpu: &mut Vcpu) -> Result<(), Exit> {
 
 /// Makes one call.
 fn run(pv: &mut PvCpu, cpu: &mut Vcpu, number: u64, args: Args) -> Result<Done, Exit> {
-    let domain = std::sync::Arc::clone(&pv.domain);
-    let Some(row) = domain.hypercalls.row(number) else { return Ok(Done::Value(Errno::NoSys.code())) };
-    let timer = row.begin();
-    let done = match row.disposition() {
-        Disposition::Native => native(pv, cpu, row.name, args)?,
+    let Some(row) = pv.domain.hypercalls.row(number) else { return Ok(Done::Value(Errno::NoSys.code())) };
+    let (name, disposition, timer) = (row.name, row.disposition(), row.begin());
+    let done = match disposition {
+        Disposition::Native => native(pv, cpu, name, args)?,
         Disposition::Outside => Done::Outside,
         Disposition::Errno(code) => Done::Value((-i64::from(code)) as u64),
     };
-    row.end(timer);
+    if timer.is_some() {
+        pv.domain.hypercalls.row(number).into_iter().for_each(|row| row.end(timer));
+    }
     Ok(done)
 }
 
@@ -148,12 +149,14 @@ fn native(pv: &mut PvCpu, cpu: &mut Vcpu, name: Name, args: Args) -> Result<Done
 
 /// Makes a call by the handler of ours, to its end, whatever its row says; `None`: it has set the registers (iret).
 pub(crate) fn make(pv: &mut PvCpu, cpu: &mut Vcpu, number: u32, args: Args) -> Result<Option<u64>, Exit> {
-    let domain = std::sync::Arc::clone(&pv.domain);
-    let Some(row) = domain.hypercalls.row(u64::from(number)) else { return Ok(Some(Errno::NoSys.code())) };
+    let Some(row) = pv.domain.hypercalls.row(u64::from(number)) else {
+        return Ok(Some(Errno::NoSys.code()));
+    };
+    let name = row.name;
     let mut args = args;
     // Each round does a part of what is left; a guest that asks for more than these has asked for too much.
     for _ in 0..MOST_ROUNDS {
-        match native(pv, cpu, row.name, args)? {
+        match native(pv, cpu, name, args)? {
             Done::Value(value) => return Ok(Some(value)),
             Done::Registers => return Ok(None),
             Done::Again(left) => args = left,
