@@ -162,7 +162,7 @@ def slow(*arguments):
 
 signal.signal(signal.SIGHUP, signal.SIG_IGN)
 try:
-    with terminal._raw_terminal():
+    with terminal.raw_terminal():
         termios.tcsetattr = slow
         assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
         {end}

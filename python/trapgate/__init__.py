@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from trapgate.config import Disk as Disk
     from trapgate.config import Machine as Machine
     from trapgate.config import Nic as Nic
+    from trapgate.hypervisor import Hypervisor as Hypervisor
     from trapgate.instructions import Instruction as Instruction
     from trapgate.instructions import decode as decode
     from trapgate.instructions import decode_columns as decode_columns
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = [
     "VM",
     "Disk",
+    "Hypervisor",
     "Instruction",
     "Machine",
     "Nic",
@@ -49,6 +51,7 @@ __all__ = [
 # Public name -> the module it is taken from; a module listed under its own name is exported itself.
 _HOME = {
     "VM": "trapgate.vm",
+    "Hypervisor": "trapgate.hypervisor",
     "Instruction": "trapgate.instructions",
     "Disk": "trapgate.config",
     "Machine": "trapgate.config",

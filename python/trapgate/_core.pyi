@@ -9,6 +9,7 @@ from typing import Any, Final, TypeAlias, final
 from typing_extensions import Buffer as AnyBuffer
 
 __all__ = [
+    "Bell",
     "Buffer",
     "Core",
     "Disk",
@@ -97,6 +98,18 @@ class Core:
 
     def run(self, max_icount: int, deadline: int, milliseconds: int, watch_console: bool) -> _Outcome:
         """Run without the interpreter lock until something happens, at most for a number of milliseconds."""
+
+    def slice_run(self, microseconds: int, watch_console: bool) -> _Outcome:
+        """Run as `run` does, but give the thread back when the guest waits, and let its clock go on afterwards.
+
+        The outcome is then "blocked", with the nanoseconds after which it goes on by itself or all ones.
+        """
+
+    def stop_clock(self) -> None:
+        """Let real time stand still for the guest, until it runs again."""
+
+    def set_bell(self, bell: Bell | None, number: int = 0) -> None:
+        """Have a bell rung when the guest has something to do after it gave its thread back."""
 
     def stop(self) -> None:
         """End the running slice, or the next one; from any thread."""
@@ -260,8 +273,25 @@ class Domain:
         """Frames that the domain owns, and the most that it may."""
 
     def set_maximum(self, frames: int) -> None: ...
+    def set_remotes(self, domids: list[int] | None) -> None:
+        """Set which domains the guest may have event channels to, beside itself and domain 0; None is for all."""
+
     def ended(self) -> tuple[str, str | None] | None:
         """How the domain ended, and what the monitor has to say of a crash."""
+
+@final
+class Bell:
+    """What blocked machines call the threads of a scheduler by."""
+
+    def __new__(cls) -> Bell: ...
+    def ring(self, number: int) -> None:
+        """Call one of the threads that wait."""
+
+    def wait(self, microseconds: int, *, watcher: bool = False) -> list[int]:
+        """Wait until somebody rings, and give who has since the last time.
+
+        A `watcher` is left alone while another thread waits that is none.
+        """
 
 @final
 class Buffer:

@@ -34,8 +34,10 @@ if TYPE_CHECKING:
     from trapgate._core import Core
     from trapgate._core import Disk as Image
     from trapgate._core import Domain as CoreDomain
+    from trapgate.hypervisor import Guest
     from trapgate.instructions import Instruction
     from trapgate.para import Domain, Hypercalls
+    from trapgate.slices import SliceResult
     from trapgate.xenstore import XenStore
 
 __all__ = ["VM", "Departures", "State", "Stats", "TranslatorStats", "Until"]
@@ -126,6 +128,8 @@ class Stats:
     nanoseconds: int
     #: Stretches of code that were decoded; the same code again costs nothing.
     blocks_decoded: int
+    #: Times that the processor asked its surroundings for anything: a chip, a timer.
+    accesses: int
     #: Accesses that no chip and no RAM answered.
     unmapped_port_reads: int
     unmapped_port_writes: int
@@ -178,6 +182,8 @@ class VM:
         #: Called with what the guest writes to the debug console, as it comes; without it, see `debug_output`.
         self.debug_listener: Callable[[bytes], object] | None = None
         self._started = False
+        # The hypervisor's guest that this machine is; the hypervisor then runs it.
+        self._guest: Guest | None = None
         #: The first serial port.
         self.console = Console(self)
         #: Registers, memory and hooks; see their classes.
@@ -214,6 +220,8 @@ class VM:
             self._core_or_none = None
             if self._domain is not None:
                 self._domain._release()
+            if self._hypercalls is not None:
+                self._hypercalls._release()
 
     def _make_domain(self, native: CoreDomain, store: XenStore | None, name: str) -> None:
         from trapgate.para import Domain, Hypercalls
@@ -290,6 +298,8 @@ class VM:
         It runs until something happens that it cannot run on after, `stop` is called, or the first of the given
         limits is reached: a number of instructions, a goal, seconds of the machine's clock, seconds of the host's.
         Ctrl-C raises KeyboardInterrupt within a tenth of a second; the machine can be run on after it.
+
+        A machine that belongs to a `Hypervisor` is run by that, among the others, while this call waits.
         """
         for name, value in (
             ("max_instructions", max_instructions),
@@ -299,6 +309,8 @@ class VM:
             if value is not None and not value >= 0:
                 raise ConfigError(f"{name} is {value}; it must be 0 or more")
         core = self._core
+        if self._guest is not None:
+            return self._guest._run(max_instructions, until, timeout, host_timeout)
         with core:
             if self.ended is not None:
                 raise StateError(f"the machine cannot run on after {self.ended.kind}")
@@ -322,7 +334,25 @@ class VM:
 
     def stop(self) -> None:
         """End the current `run`, or the next one if there is none, with `Stopped`; from any thread."""
-        self._core.stop()
+        if self._guest is not None:
+            self._guest._stop_waiting()
+        else:
+            self._core.stop()
+
+    def slice(self, milliseconds: float = 10) -> SliceResult:
+        """Run the guest for at most a number of milliseconds, or until it waits; for schedulers.
+
+        Unlike after `run`, the clock of a guest in real time goes on between slices; `stop_clock` stops it.
+        """
+        from trapgate import slices
+
+        if self._guest is not None:
+            raise StateError("the machine belongs to a hypervisor, which runs it")
+        return slices.run(self, milliseconds)
+
+    def stop_clock(self) -> None:
+        """Let real time stand still for the guest until it runs again; what `run` does at its end."""
+        self._core.stop_clock()
 
     def _slices(
         self, core: Core, goal: _Goal, limit: int, deadline: int, host_end: float | None

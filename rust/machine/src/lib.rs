@@ -1,6 +1,7 @@
 //! Boards, loaders, run loop and time.
 #![deny(unsafe_code)]
 
+mod bell;
 pub mod board;
 pub mod boot;
 mod clock;
@@ -11,7 +12,8 @@ mod para;
 mod random;
 mod signal;
 
-pub use clock::{ClockKind, TSC_HZ};
+pub use bell::Bell;
+pub use clock::{Clock, ClockKind, TSC_HZ};
 pub use console::Console;
 pub use machine::{Config, Exit, Limits, Machine, MachineError, Payload, Stats};
 pub use para::ParaPayload;

@@ -21,11 +21,13 @@ use trapgate_engine::{Departures, GuestMemory, HookId, HookKind, Vcpu};
 use trapgate_machine::board::{Board, PcBoard};
 use trapgate_machine::boot::{Decompression, Protocol};
 use trapgate_machine::{
-    ClockKind, Config, Console, Exit, Limits, Machine, MachineError, ParaPayload, Payload, Signal, Stats,
+    Clock, ClockKind, Config, Console, Exit, Limits, Machine, MachineError, ParaPayload, Payload, Signal,
+    Stats,
 };
 use trapgate_x86::model::Model;
 use trapgate_xen::hypercall::Waiting;
 
+use crate::bell::Bell;
 use crate::buffer::{Buffer, Input};
 use crate::device::{self, Object, PyDevice, Raised};
 use crate::domain::Domain;
@@ -44,6 +46,7 @@ pub struct Core {
     /// Output that was given away, and perhaps did not arrive.
     unread: Mutex<Unread>,
     debug: Arc<Console>,
+    clock: Arc<Clock>,
     signal: Arc<Signal>,
     /// The objects behind the devices written in Python, for the garbage collector to find.
     objects: Mutex<Vec<Object>>,
@@ -245,6 +248,21 @@ impl Core {
         Ok(exit)
     }
 
+    /// Runs a slice without the interpreter lock, and gives its outcome to Python.
+    fn run_slice(&self, py: Python<'_>, limits: &Limits) -> PyResult<(String, u64, u64)> {
+        // A panic is a bug of ours, which must not reach Python as anything but an exception. It poisons the lock.
+        let exit = py.detach(|| catch_unwind(AssertUnwindSafe(|| self.slice(limits))));
+        let exit =
+            exit.map_err(|_| errors::internal("the monitor panicked; the machine cannot be used on"))??;
+        let asked = exit == Exit::Stopped && self.stop_asked.swap(false, Ordering::AcqRel);
+        match lock(&self.raised).take() {
+            Some(error) => Err(error),
+            // The stop of a device that raised before: its run ended otherwise meanwhile.
+            None if exit == Exit::Stopped && !asked => Ok(outcome(Exit::WallTimePassed)),
+            None => Ok(outcome(exit)),
+        }
+    }
+
     /// Forgets the objects of all devices: what they are bound to may hold this machine.
     fn release_objects(&self) {
         // Finalizers may run here, so no lock is held.
@@ -327,6 +345,7 @@ impl Core {
             console: Arc::clone(machine.console()),
             unread: Mutex::default(),
             debug: Arc::clone(machine.debug_console()),
+            clock: Arc::clone(machine.clock()),
             signal: Arc::clone(machine.signal()),
             raised: Raised::default(),
             objects: Mutex::default(),
@@ -439,25 +458,39 @@ impl Core {
         milliseconds: u64,
         watch_console: bool,
     ) -> PyResult<(String, u64, u64)> {
-        let limits = Limits {
-            count: (max_icount != UNLIMITED).then_some(max_icount),
-            time: (deadline != UNLIMITED).then_some(deadline),
-            wall: Some(Duration::from_millis(milliseconds)),
-            watch_console,
-        };
-        // A panic is a bug of ours, which must not reach Python as anything but an exception. It poisons the lock.
-        let exit = py.detach(|| catch_unwind(AssertUnwindSafe(|| self.slice(&limits))));
-        let exit =
-            exit.map_err(|_| errors::internal("the monitor panicked; the machine cannot be used on"))??;
-        let asked = exit == Exit::Stopped && self.stop_asked.swap(false, Ordering::AcqRel);
-        match lock(&self.raised).take() {
-            Some(error) => Err(error),
-            // The stop of a device that raised before: its run ended otherwise meanwhile.
-            None if exit == Exit::Stopped && !asked => Ok(outcome(Exit::WallTimePassed)),
-            None => Ok(outcome(exit)),
-        }
+        self.run_slice(
+            py,
+            &Limits {
+                count: (max_icount != UNLIMITED).then_some(max_icount),
+                time: (deadline != UNLIMITED).then_some(deadline),
+                wall: Some(Duration::from_millis(milliseconds)),
+                watch_console,
+                scheduled: false,
+            },
+        )
     }
 
+    /// Run as `run` does, but give the thread back when the guest waits, and let its clock go on afterwards.
+    fn slice_run(
+        &self,
+        py: Python<'_>,
+        microseconds: u64,
+        watch_console: bool,
+    ) -> PyResult<(String, u64, u64)> {
+        let wall = Some(Duration::from_micros(microseconds));
+        self.run_slice(py, &Limits { wall, watch_console, scheduled: true, ..Limits::default() })
+    }
+
+    /// Let real time stand still for the guest, until it runs again.
+    fn stop_clock(&self) {
+        self.clock.stop();
+    }
+
+    /// Have a bell rung by a number when the guest has something to do after it gave its thread back.
+    #[pyo3(signature = (bell, number=0))]
+    fn set_bell(&self, bell: Option<&Bell>, number: u64) {
+        self.signal.set_bell(bell.map(|bell| (Arc::clone(bell.shared()), number)));
+    }
     /// End the running slice, or the next one; from any thread.
     fn stop(&self) {
         self.stop_asked.store(true, Ordering::Release);
@@ -470,10 +503,13 @@ impl Core {
         lock(&self.stats).machine.instructions
     }
 
-    /// Machine time in nanoseconds; while the machine runs, as of a moment ago.
+    /// Machine time in nanoseconds; of a virtual clock while the machine runs, as of a moment ago.
     #[getter]
     fn now(&self) -> u64 {
-        lock(&self.stats).machine.nanoseconds
+        match self.clock.kind() {
+            ClockKind::Real => self.clock.now(0),
+            ClockKind::Virtual => lock(&self.stats).machine.nanoseconds,
+        }
     }
 
     /// Counts of what the machine has done so far; while it runs, as of a moment ago.
@@ -483,6 +519,7 @@ impl Core {
             ("instructions", stats.instructions),
             ("nanoseconds", stats.nanoseconds),
             ("blocks_decoded", stats.blocks_decoded),
+            ("accesses", stats.accesses),
             ("unmapped_port_reads", stats.unmapped_port_reads),
             ("unmapped_port_writes", stats.unmapped_port_writes),
             ("unmapped_memory_reads", stats.unmapped_memory_reads),
@@ -764,6 +801,7 @@ fn last(exit: Exit) -> bool {
             | Exit::Stopped
             | Exit::ConsoleOutput
             | Exit::Halted
+            | Exit::Blocked(_)
             | Exit::Hook
             | Exit::Doorbell
             | Exit::Hypercall
@@ -785,6 +823,7 @@ fn outcome(exit: Exit) -> (String, u64, u64) {
         Exit::Reset => ("reset", 0, 0),
         Exit::DebugExit(value) => ("debug_exit", u64::from(value), 0),
         Exit::Halted => ("halted", 0, 0),
+        Exit::Blocked(after) => ("blocked", after.unwrap_or(UNLIMITED), 0),
         Exit::Hook => ("hook", 0, 0),
         Exit::Doorbell => ("doorbell", 0, 0),
         Exit::Hypercall => ("hypercall", 0, 0),

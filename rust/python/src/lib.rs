@@ -2,6 +2,7 @@
 //! do is in the machine and x86 crates, what a user sees is in python/trapgate.
 
 mod backend;
+mod bell;
 mod buffer;
 mod core;
 mod decode;
@@ -51,6 +52,8 @@ mod _core {
     use super::own_guests;
     #[pymodule_export]
     use crate::backend::{Disk, Plug, Switch};
+    #[pymodule_export]
+    use crate::bell::Bell;
     #[pymodule_export]
     use crate::buffer::Buffer;
     #[pymodule_export]
