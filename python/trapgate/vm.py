@@ -9,22 +9,22 @@ from __future__ import annotations
 import enum
 import functools
 import os
-import re
 import secrets
 import stat
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, TypeAlias, overload
+from typing import TYPE_CHECKING, Any, Self, overload
 
 from trapgate import config, devices, exits
-from trapgate.console import Console, compile_pattern
+from trapgate.console import Console
 from trapgate.errors import ConfigError, StateError
-from trapgate.hooks import Hook, Hooks
+from trapgate.goal import Goal, Until, reached
+from trapgate.hooks import Hooks
 from trapgate.memory import Mapping, Memory, Translation
 from trapgate.registers import Registers
+from trapgate.stats import Departures, Stats, TranslatorStats
 from trapgate.trace import Trace
 
 if TYPE_CHECKING:
@@ -42,12 +42,6 @@ if TYPE_CHECKING:
 
 __all__ = ["VM", "Departures", "State", "Stats", "TranslatorStats", "Until"]
 
-#: What `VM.run` can be asked to stop at: text on the console, the address of an instruction, kinds of exits (others
-#: are passed over if the machine can go on after them), or a function of the machine, asked between slices.
-Until: TypeAlias = (
-    "str | re.Pattern[str] | int | type[exits.Exit] | tuple[type[exits.Exit], ...] | Callable[[VM], bool]"
-)
-
 #: How long guest code runs before Python looks around, in milliseconds.
 _SLICE = 20
 _FOREVER = (1 << 64) - 1
@@ -62,79 +56,6 @@ class State(enum.Enum):
     PAUSED = "paused"
     STOPPED = "stopped"
     CLOSED = "closed"
-
-
-@dataclass(frozen=True, kw_only=True)
-class TranslatorStats:
-    """Counts of what the binary translator has done so far."""
-
-    #: Stretches of guest code that were translated.
-    units: int
-    #: Bytes of guest code in them.
-    code_bytes: int
-    #: Times that translated code was entered.
-    entries: int
-    #: Instructions that were left to the interpreter.
-    interpreted: int
-    #: Memory accesses that had to look for their page.
-    misses: int
-    #: Times that all translated code was dropped.
-    flushes: int
-    #: System calls and returns from them that translated code did without being left.
-    in_place: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Departures:
-    """How often a guest did what only its monitor can do for it, by reason.
-
-    Both engines count alike. For most of it guest code is left; what the translator has done in place nevertheless is
-    `TranslatorStats.in_place`. CLI, STI, SWAPGS and reads of control registers are not here.
-    """
-
-    #: System calls of user code.
-    system_calls: int
-    #: Returns from the kernel: SYSRET, SYSEXIT and IRET. A para-virtual kernel returns by a hypercall.
-    returns: int
-    #: Calls of a para-virtual kernel; `VM.hypercalls` has them by name.
-    hypercalls: int
-    #: Other instructions that only a kernel may execute.
-    privileged: int
-    #: Reads and writes of I/O ports, and of memory that is a device.
-    ports: int
-    device_memory: int
-    #: Page faults that the guest was told of, and other exceptions, software interrupts included.
-    page_faults: int
-    exceptions: int
-    #: Interrupts; of a para-virtual guest, event upcalls.
-    interrupts: int
-    #: Stores to its own page tables that a para-virtual guest left as they were, and that were carried out for it.
-    trapped_stores: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Stats:
-    """Counts of what a machine has done so far."""
-
-    #: What executes guest code: "translate" or "interpret".
-    engine: str
-    #: What the translator has done; None where the interpreter does all.
-    translator: TranslatorStats | None
-    #: How often the guest needed its monitor, by reason.
-    departures: Departures
-    #: Completed instructions.
-    instructions: int
-    #: The machine's time.
-    nanoseconds: int
-    #: Stretches of code that were decoded; the same code again costs nothing.
-    blocks_decoded: int
-    #: Times that the processor asked its surroundings for anything: a chip, a timer.
-    accesses: int
-    #: Accesses that no chip and no RAM answered.
-    unmapped_port_reads: int
-    unmapped_port_writes: int
-    unmapped_memory_reads: int
-    unmapped_memory_writes: int
 
 
 class VM:
@@ -322,7 +243,7 @@ class VM:
             else:
                 deadline = min(core.now + round(timeout * _SECOND), _FOREVER)
             host_end = None if host_timeout is None else time.monotonic() + host_timeout
-            with self._goal(until) as goal:
+            with reached(self, until) as goal:
                 result = self._slices(core, goal, limit, deadline, host_end)
             if isinstance(result, exits.FINAL):
                 self.ended = result
@@ -355,7 +276,7 @@ class VM:
         self._core.stop_clock()
 
     def _slices(
-        self, core: Core, goal: _Goal, limit: int, deadline: int, host_end: float | None
+        self, core: Core, goal: Goal, limit: int, deadline: int, host_end: float | None
     ) -> exits.Exit:
         """Run slice after slice."""
         # What an exception in a hook, or Ctrl-C, has left over from the run before.
@@ -433,24 +354,6 @@ class VM:
                 return exits.DebugExit(value=first, **when)
         what = kind.removeprefix("unsupported: ")
         return exits.Unsupported(what=what, rip=first, **when)
-
-    @contextmanager
-    def _goal(self, until: Until | None) -> Iterator[_Goal]:
-        """Give what `until` asks for; an address is hooked for the time being."""
-        if isinstance(until, int) and not isinstance(until, bool):
-            with self.on.exec(until) as hook:
-                yield _Goal(hook=hook)
-        elif isinstance(until, (str, re.Pattern)):
-            yield _Goal(text=compile_pattern(until))
-        elif isinstance(until, (type, tuple)):
-            kinds = until if isinstance(until, tuple) else (until,)
-            if not all(isinstance(kind, type) and issubclass(kind, exits.Exit) for kind in kinds):
-                raise ConfigError(f"a machine cannot run until {until!r}; that is no kind of exit")
-            yield _Goal(kinds=kinds)
-        elif until is None or callable(until):
-            yield _Goal(condition=until)
-        else:
-            raise ConfigError(f"a machine cannot run until {until!r}")
 
     # Looking and touching.
 
@@ -572,39 +475,6 @@ class VM:
 _GO_ON = frozenset({"slice", "hook", "console", "doorbell", "hypercall"})
 # Those that a para-virtual guest waits for.
 _OF_DOMAIN = frozenset({"doorbell", "hypercall"})
-
-
-class _Goal:
-    """What a run is to reach."""
-
-    def __init__(
-        self,
-        *,
-        text: re.Pattern[str] | None = None,
-        hook: Hook[Any] | None = None,
-        kinds: tuple[type[exits.Exit], ...] = (),
-        condition: Callable[[VM], bool] | None = None,
-    ) -> None:
-        self._text = text
-        self._hook = hook
-        self._kinds = kinds
-        self._condition = condition
-        self.watches_console = text is not None
-
-    def check(self, vm: VM) -> exits.Exit | None:
-        """Give the exit that says that the goal is reached, if it is."""
-        if self._text is not None and (found := vm.console._search_new(self._text)):
-            return exits.Expected(text=found[0], **vm._when())
-        if self._hook is not None and self._hook.hits:
-            return exits.Breakpoint(rip=vm.regs.rip, **vm._when())
-        if self._condition is not None and self._condition(vm):
-            return exits.Satisfied(**vm._when())
-        return None
-
-    def accepts(self, result: exits.Exit) -> bool:
-        """Say whether the run ends with `result`, which the machine could run on after."""
-        limit = (exits.BudgetExhausted, exits.TimedOut, exits.Stopped)
-        return not self._kinds or isinstance(result, (*self._kinds, *limit))
 
 
 @functools.cache

@@ -9,15 +9,17 @@ from typing import TYPE_CHECKING
 
 from trapgate import config, exits
 from trapgate.errors import StateError
+from trapgate.goal import reached
 from trapgate.hypervisor.memory import Balloon
 from trapgate.hypervisor.permissions import Enforcement, Permissions
 from trapgate.hypervisor.scheduler import VCpu
 
 if TYPE_CHECKING:
     from trapgate.console import Console
+    from trapgate.goal import Until
     from trapgate.hypervisor.hypervisor import Hypervisor
     from trapgate.hypervisor.waits import Wait
-    from trapgate.vm import VM, Until
+    from trapgate.vm import VM
 
 __all__ = ["Event", "Guest", "GuestState", "Happening"]
 
@@ -224,7 +226,7 @@ class Guest:
             raise StateError("the machine belongs to a hypervisor; it cannot run a number of instructions")
         if isinstance(until, int) and not isinstance(until, bool):
             raise StateError("the machine belongs to a hypervisor; it cannot run until an address")
-        with self.vm._goal(until) as goal:
+        with reached(self.vm, until) as goal:
             return self._hypervisor._wait_for(self, goal, timeout, host_timeout)
 
     def _stop_waiting(self) -> None:

@@ -29,7 +29,8 @@ from trapgate.xenstore import XenStore
 from trapgate.xenstore.nodes import DOMAIN_MAX, home
 
 if TYPE_CHECKING:
-    from trapgate.vm import VM, _Goal
+    from trapgate.goal import Goal
+    from trapgate.vm import VM
 
 __all__ = ["Hypervisor"]
 
@@ -296,7 +297,7 @@ class Hypervisor:
             self.stop()
 
     def _wait_for(
-        self, guest: Guest, goal: _Goal, timeout: float | None, host_timeout: float | None
+        self, guest: Guest, goal: Goal, timeout: float | None, host_timeout: float | None
     ) -> exits.Exit:
         """Serve `VM.run` of a guest's machine: wait while all run."""
         with self._changed:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from trapgate import exits
 
 if TYPE_CHECKING:
-    from trapgate.vm import VM, _Goal
+    from trapgate.goal import Goal
+    from trapgate.vm import VM
 
 __all__ = ["Outcome", "Wait"]
 
@@ -31,7 +32,7 @@ class Outcome(enum.Enum):
 class Wait:
     """One call that waits, and what it waits for."""
 
-    def __init__(self, vm: VM, goal: _Goal, timeout: float | None, host_timeout: float | None) -> None:
+    def __init__(self, vm: VM, goal: Goal, timeout: float | None, host_timeout: float | None) -> None:
         """Wait for a goal, or for seconds of the machine's clock or of the host's to pass."""
         self._vm = vm
         self._goal = goal
