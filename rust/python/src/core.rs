@@ -31,6 +31,7 @@ use crate::bell::Bell;
 use crate::buffer::{Buffer, Input};
 use crate::device::{self, Object, PyDevice, Raised};
 use crate::domain::Domain;
+use crate::outcome::{UNLIMITED, last, outcome};
 use crate::registers::{self, Register};
 use crate::{errors, paging};
 
@@ -117,9 +118,6 @@ type Event = (u32, u64, u64, u64, u64);
 
 /// A hypercall that waits: number, arguments, and where the result goes.
 type Pending = (u32, [u64; 5], Option<u64>);
-
-/// Stands for "no limit" in the numbers of [`Core::run`].
-const UNLIMITED: u64 = u64::MAX;
 
 /// How long to wait before trying again for what another thread holds for a moment.
 const MOMENT: Duration = Duration::from_micros(50);
@@ -791,47 +789,5 @@ fn pause(py: Python<'_>) -> PyResult<()> {
     py.check_signals()
 }
 
-/// Whether the machine cannot run on after an exit.
-fn last(exit: Exit) -> bool {
-    !matches!(
-        exit,
-        Exit::CountReached
-            | Exit::TimeReached
-            | Exit::WallTimePassed
-            | Exit::Stopped
-            | Exit::ConsoleOutput
-            | Exit::Halted
-            | Exit::Blocked(_)
-            | Exit::Hook
-            | Exit::Doorbell
-            | Exit::Hypercall
-    )
-}
-
 /// Where the virtual clock's real-time clock starts: 2000-01-01.
 const VIRTUAL_EPOCH: i64 = 946_684_800;
-
-/// An exit as `trapgate.vm` takes it: its kind and up to two numbers that say more.
-fn outcome(exit: Exit) -> (String, u64, u64) {
-    let (kind, first, second) = match exit {
-        Exit::CountReached => ("budget", 0, 0),
-        Exit::TimeReached => ("deadline", 0, 0),
-        Exit::WallTimePassed => ("slice", 0, 0),
-        Exit::Stopped => ("stopped", 0, 0),
-        Exit::ConsoleOutput => ("console", 0, 0),
-        Exit::PoweredOff => ("shutdown", 0, 0),
-        Exit::Reset => ("reset", 0, 0),
-        Exit::DebugExit(value) => ("debug_exit", u64::from(value), 0),
-        Exit::Halted => ("halted", 0, 0),
-        Exit::Blocked(after) => ("blocked", after.unwrap_or(UNLIMITED), 0),
-        Exit::Hook => ("hook", 0, 0),
-        Exit::Doorbell => ("doorbell", 0, 0),
-        Exit::Hypercall => ("hypercall", 0, 0),
-        Exit::Suspended => ("suspended", 0, 0),
-        Exit::Crashed => ("crashed", 0, 0),
-        Exit::TripleFault { rip, vector } => ("triple_fault", rip, u64::from(vector)),
-        Exit::Unsupported { what, rip } => return (format!("unsupported: {what}"), rip, 0),
-        other => return (format!("unsupported: {other:?}"), 0, 0),
-    };
-    (kind.to_owned(), first, second)
-}

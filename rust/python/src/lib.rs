@@ -9,6 +9,7 @@ mod decode;
 mod device;
 mod domain;
 mod errors;
+mod outcome;
 mod paging;
 mod registers;
 mod translation;
