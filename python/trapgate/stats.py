@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from trapgate.para import HypercallStats
 
 __all__ = ["Departures", "Stats", "TranslatorStats"]
 
@@ -65,6 +70,8 @@ class Stats:
     translator: TranslatorStats | None
     #: How often the guest needed its monitor, by reason.
     departures: Departures
+    #: What was seen of each hypercall, by name; None unless the guest is para-virtual.
+    hypercalls: Mapping[str, HypercallStats] | None
     #: Completed instructions.
     instructions: int
     #: The machine's time.

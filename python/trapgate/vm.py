@@ -377,7 +377,10 @@ class VM:
         engine = "interpret" if translator is None else "translate"
         stores = 0 if self._domain is None else self._domain._native.counters()[1]
         departures = Departures(trapped_stores=stores, **core.departures())
-        return Stats(engine=engine, translator=translator, departures=departures, **core.stats())
+        hypercalls = None if self._hypercalls is None else self._hypercalls.stats()
+        return Stats(
+            engine=engine, translator=translator, departures=departures, hypercalls=hypercalls, **core.stats()
+        )
 
     def digest(self) -> str:
         """Give a hash of registers, RAM and devices: equal for equal machines."""
