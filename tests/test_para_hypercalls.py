@@ -181,3 +181,20 @@ def test_counts_and_times_are_kept(booted: VM, table: Hypercalls) -> None:
     assert after.calls > before.calls
     assert after.nanoseconds > before.nanoseconds
     assert table.unknown >= 0
+
+
+def test_user_code_may_read_the_clock_by_itself(machine: Machine) -> None:
+    """The kernel registers a copy of the time record for its vDSO, which it does only if the record is called stable."""
+    areas: list[int] = []
+    with VM(machine) as vm:
+
+        def note(call: Call, result: int) -> None:
+            if call.command == 13 and result == 0:
+                areas.append(call.argument)
+
+        vm.hypercalls["vcpu_op"].trace(note)
+        vm.console.expect(PROMPT, timeout=240)
+        clock = vm.console.command("cat /sys/devices/system/clocksource/*/current_clocksource", PROMPT)
+    assert clock == "xen\n"
+    # Once: a kernel that finds the copy not to be stable takes it back.
+    assert len(areas) == 1
