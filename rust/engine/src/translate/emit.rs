@@ -1,6 +1,8 @@
 //! Translates one instruction after the other into host code. Here are those that are copied, with their registers renamed and
 //! their memory operand replaced; guest flags stay in the host's throughout, and what is inserted leaves flags alone.
 
+use std::num::NonZeroU32;
+
 use trapgate_x86::Map;
 use trapgate_x86::insn::{Insn, Operand, Prefixes};
 use trapgate_x86::layout::Layout;
@@ -58,6 +60,8 @@ pub struct Emitter<'a> {
     pub page: u64,
     /// The next page, if the unit is one instruction that goes on there.
     pub second: Option<Second>,
+    /// The step by which the interpreter runs that instruction.
+    pub step: Option<NonZeroU32>,
     /// Which accesses are checked together.
     pub groups: Groups,
     /// The loop whose fast form is emitted now.

@@ -76,6 +76,8 @@ pub struct Second {
     pub host: u64,
     /// Code counter of the page when the instruction was last known good.
     pub state: u32,
+    /// Number of the pair (next linear page, this host page): while its byte is set the instruction goes on here.
+    pub pair: u16,
     /// The page's first bytes, of which some are the instruction's.
     pub bytes: [u8; MAX_LENGTH],
 }

@@ -1,6 +1,8 @@
 //! Transfers of control of one unit: jumps, calls and returns, exits to the interpreter, the charge for completed instructions
 //! where the unit is left, and what is rarely run behind it.
 
+use std::num::NonZeroU32;
+
 use trapgate_x86::insn::Operand;
 use trapgate_x86::op::Op;
 
@@ -132,8 +134,8 @@ impl Flow<'_> {
         }
     }
 
-    /// The interpreter runs the instruction.
-    pub fn interpret(&mut self, f: &Fetched<'_>) {
+    /// The interpreter runs the instruction, by the exit whose number is returned.
+    pub fn interpret(&mut self, f: &Fetched<'_>) -> u32 {
         let exit = self.emitter.interpret(f);
         self.emitter.asm.note(Note::Interpret(f.done));
         self.emitter.asm.store_constant32(field!(exit), exit);
@@ -145,6 +147,24 @@ impl Flow<'_> {
                 self.emitter.exits.set(exit, Exit::Interpret { rip, done, step, resume });
             }
         }
+        exit
+    }
+
+    /// The head of an instruction across pages: the interpreter runs it unless the next page is known to be where it is
+    /// expected, and finds out.
+    pub fn goes_on_at(&mut self, f: &Fetched<'_>, pair: u16) {
+        let pairs = std::mem::offset_of!(super::context::Context, pairs);
+        let asm = &mut *self.emitter.asm;
+        asm.load_byte(RCX, super::context::at_offset(pairs + usize::from(pair)));
+        let missing = asm.jrcxz_later();
+        let good = asm.jmp_later();
+        asm.bind(missing);
+        let exit = self.interpret(f);
+        if let Some(Exit::Interpret { step, .. }) = self.emitter.exits.get(exit) {
+            // Decoding it again would need both pages.
+            self.emitter.step = NonZeroU32::new(step);
+        }
+        self.emitter.asm.bind(good);
     }
 
     /// Puts the target of an indirect jump into R10.

@@ -148,7 +148,7 @@ impl Emitter<'_> {
     pub(super) fn missing(&mut self, f: &Fetched<'_>, retry: u64, access: Access, stack: Option<(u8, i32)>) {
         self.asm.jrcxz(5);
         let jump = self.asm.jmp_later();
-        let exit = self.exits.add(Exit::Miss { rip: f.rip, done: f.done, retry, access, step: None });
+        let exit = self.exits.add(Exit::Miss { rip: f.rip, done: f.done, retry, access, step: self.step });
         self.cold.push(Cold::Miss { jump, exit, stack, retry });
     }
 

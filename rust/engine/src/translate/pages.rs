@@ -14,7 +14,7 @@ use super::asm::Asm;
 use super::cache::CodeCache;
 use super::context::{Context, PAIRS};
 use super::exits::{Exit, Exits, Second, Step};
-use super::unit::{self, MOST_BYTES, Source};
+use super::unit::{self, MOST_BYTES, Made, Source};
 use crate::memory::PAGE;
 use crate::mix::Mix;
 use crate::mmu::access::Place;
@@ -57,6 +57,30 @@ struct Page {
     units: HashMap<u16, Option<Unit>, BuildHasherDefault<Mix>>,
     /// Entries of units that are no more, by offset, to be led to their successors.
     gone: Vec<(u16, u64)>,
+    /// Ends of instructions that begin in the page before.
+    tails: Vec<Tail>,
+}
+
+/// The end of an instruction across pages.
+#[derive(Debug)]
+struct Tail {
+    /// Number of the page where the instruction begins, and its offset there.
+    page: u32,
+    offset: u16,
+    code: Box<[u8]>,
+}
+
+impl Page {
+    /// Whether no translated code was made from what is here.
+    fn is_data(&self) -> bool {
+        self.tails.is_empty() && self.units.values().all(Option::is_none)
+    }
+
+    /// Keeps the end of an instruction; there is one for each place where one begins.
+    fn add_tail(&mut self, tail: Tail) {
+        self.tails.retain(|other| (other.page, other.offset) != (tail.page, tail.offset));
+        self.tails.push(tail);
+    }
 }
 
 /// All of them.
@@ -175,7 +199,14 @@ impl Translator {
         let number = self.pages.all.len() as u32;
         let pair = if (number as usize + 1) < PAIRS { number as u16 + 1 } else { 0 };
         let state = cpu.watch_code(key.host);
-        self.pages.all.push(Page { key, state, pair, units: HashMap::default(), gone: Vec::new() });
+        self.pages.all.push(Page {
+            key,
+            state,
+            pair,
+            units: HashMap::default(),
+            gone: Vec::new(),
+            tails: Vec::new(),
+        });
         self.pages.index.insert(key, number);
         number
     }
@@ -210,12 +241,12 @@ impl Translator {
         let made = match made {
             None if length < MAX_LENGTH => {
                 // A page that is not there may be mapped later.
+                let flushes = self.stats.flushes;
                 let second = self.second_page(cpu, rip)?;
-                let mut bytes = [0; 2 * MAX_LENGTH];
-                bytes[..length].copy_from_slice(code);
-                bytes[length..length + MAX_LENGTH].copy_from_slice(&second.bytes);
-                let source = Source { code: &bytes[..length + MAX_LENGTH], ..source };
-                unit::across(&mut self.asm, &mut self.exits, &self.thunks, &source, second)
+                if flushes != self.stats.flushes {
+                    return self.unit_at(cpu, rip, alone);
+                }
+                self.make_across(cpu, page, source, second)
             }
             made => made,
         };
@@ -245,6 +276,27 @@ impl Translator {
         Some(found)
     }
 
+    /// Translates the instruction at an address of a page that goes on in the next one.
+    fn make_across(&mut self, cpu: &Vcpu, page: u32, source: Source<'_>, second: Second) -> Option<Made> {
+        let inside = source.code.len();
+        let mut bytes = [0; 2 * MAX_LENGTH];
+        bytes[..inside].copy_from_slice(source.code);
+        bytes[inside..inside + MAX_LENGTH].copy_from_slice(&second.bytes);
+        let source = Source { code: &bytes[..inside + MAX_LENGTH], ..source };
+        // The look at the second page may have ended units.
+        self.asm.start(self.cache.next());
+        let made = unit::across(&mut self.asm, &mut self.exits, &self.thunks, &source, second)?;
+        let linear = source.rip.wrapping_add(inside as u64);
+        let key = Key { linear, host: second.host, user: source.user };
+        if let Some(&next) = self.pages.index.get(&key) {
+            let offset = (source.rip % PAGE) as u16;
+            let code = second.bytes[..usize::from(made.more)].into();
+            self.pages.all[next as usize].add_tail(Tail { page, offset, code });
+        }
+        self.set_pair(second.pair, linear, self.is_global(cpu, linear));
+        Some(made)
+    }
+
     /// Decodes the instruction at RIP, whose access has missed by an exit, as a step of that exit; `None` where it may be
     /// another by now. Step 0 is never one of these.
     pub(super) fn decode_miss(&mut self, cpu: &mut Vcpu, exit: u32) -> Option<NonZeroU32> {
@@ -264,13 +316,16 @@ impl Translator {
         Some(step)
     }
 
-    /// Where an instruction goes on that reaches into the next page; `None` if that is not to be had.
+    /// Where an instruction goes on that reaches into the next page; `None` if that is not to be had. The page is entered, so
+    /// that its writes are followed, for which everything may have to be forgotten.
     fn second_page(&mut self, cpu: &mut Vcpu, rip: u64) -> Option<Second> {
         let host = self.next_page(cpu, rip)?;
-        let state = cpu.watch_code(host);
+        let key = Key { linear: (rip | (PAGE - 1)).wrapping_add(1), host, user: cpu.user_view };
+        let page = self.page(cpu, key) as usize;
+        let Page { state, pair, .. } = self.pages.all[page];
         let mut bytes = [0; MAX_LENGTH];
         cpu.memory.read_host(host, &mut bytes);
-        Some(Second { host, state, bytes })
+        Some(Second { host, state, pair, bytes })
     }
 
     /// The host page behind the one of an address.
@@ -294,28 +349,39 @@ impl Translator {
         let inside = (PAGE - cpu.rip % PAGE) as usize;
         let more = usize::from(uop.insn.len).saturating_sub(inside);
         if self.next_page(cpu, cpu.rip) == Some(second.host) {
-            if cpu.memory.code_state(second.host) == second.state {
-                return true;
+            let mut same = cpu.memory.code_state(second.host) == second.state;
+            if !same {
+                let state = cpu.watch_code(second.host);
+                let mut now = [0; MAX_LENGTH];
+                cpu.memory.read_host(second.host, &mut now);
+                same = now[..more] == second.bytes[..more];
+                if same {
+                    self.exits.renew_second(number, state);
+                }
             }
-            if let Some(now) = self.second_page(cpu, cpu.rip)
-                && now.bytes[..more] == second.bytes[..more]
-            {
-                self.exits.renew_second(number, now.state);
+            if same {
+                // Until translations change the unit need not ask.
+                let linear = cpu.rip.wrapping_add(inside as u64);
+                self.set_pair(second.pair, linear, self.is_global(cpu, linear));
                 return true;
             }
         }
         let key = Key { linear: cpu.rip & !(PAGE - 1), host, user: cpu.user_view };
-        let offset = (cpu.rip % PAGE) as u16;
-        if let Some(&page) = self.pages.index.get(&key)
-            && let Some(Some(unit)) = self.pages.all[page as usize].units.remove(&offset)
-        {
-            let mut room = Room { cache: &mut self.cache, exits: &mut self.exits, asm: &mut self.asm };
-            match room.end_unit(&unit, cpu.rip, self.thunks.exit) {
-                true => self.pages.all[page as usize].gone.push((offset, unit.entry)),
-                false => self.pages.full = true,
-            }
+        if let Some(&page) = self.pages.index.get(&key) {
+            self.end(page, (cpu.rip % PAGE) as u16);
         }
         false
+    }
+
+    /// Ends the unit at an offset of a page, if there is one.
+    fn end(&mut self, page: u32, offset: u16) {
+        let page = &mut self.pages.all[page as usize];
+        let Some(Some(unit)) = page.units.remove(&offset) else { return };
+        let mut room = Room { cache: &mut self.cache, exits: &mut self.exits, asm: &mut self.asm };
+        match room.end_unit(&unit, page.key.linear + u64::from(offset), self.thunks.exit) {
+            true => page.gone.push((offset, unit.entry)),
+            false => self.pages.full = true,
+        }
     }
 
     /// Whether no page of code was written since they were last looked at.
@@ -336,7 +402,7 @@ impl Translator {
             if state == known.state {
                 continue;
             }
-            if known.units.values().all(Option::is_none) {
+            if known.is_data() {
                 // Nothing is left of the code that was here: the page is data, and its writes need not be seen.
                 known.units.clear();
                 known.state = state;
@@ -352,14 +418,14 @@ impl Translator {
 
     /// Compares the units of a page with its memory and ends those that differ.
     fn check(&mut self, cpu: &mut Vcpu, page: usize) {
-        let page = &mut self.pages.all[page];
-        page.state = cpu.watch_code(page.key.host);
+        let known = &mut self.pages.all[page];
+        known.state = cpu.watch_code(known.key.host);
         let mut now = [0; PAGE as usize];
-        cpu.memory.read_host(page.key.host, &mut now);
+        cpu.memory.read_host(known.key.host, &mut now);
         let mut room = Room { cache: &mut self.cache, exits: &mut self.exits, asm: &mut self.asm };
-        let (gone, linear) = (&mut page.gone, page.key.linear);
+        let (gone, linear) = (&mut known.gone, known.key.linear);
         let mut full = false;
-        page.units.retain(|&offset, unit| {
+        known.units.retain(|&offset, unit| {
             let at = usize::from(offset & !ALONE);
             let Some(unit) = unit else { return false };
             if now[at..at + unit.code.len()] == *unit.code {
@@ -373,6 +439,16 @@ impl Translator {
             false
         });
         self.pages.full |= full;
+        self.check_tails(page, &now);
+    }
+
+    /// Ends units whose instruction goes on in a page where it reads differently by now.
+    fn check_tails(&mut self, page: usize, now: &[u8]) {
+        let differs = |tail: &mut Tail| now[..tail.code.len()] != *tail.code;
+        let ended: Vec<Tail> = self.pages.all[page].tails.extract_if(.., differs).collect();
+        for tail in ended {
+            self.end(tail.page, tail.offset);
+        }
     }
 }
 

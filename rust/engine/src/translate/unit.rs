@@ -54,8 +54,9 @@ pub struct Made {
     pub indirect: u64,
     /// Where everybody else arrives.
     pub entry: u64,
-    /// Bytes of guest code.
+    /// Bytes of guest code in the unit's page, and in the next one.
     pub len: u16,
+    pub more: u16,
 }
 
 /// An instruction and what becomes of it.
@@ -83,6 +84,7 @@ pub fn translate(asm: &mut Asm, exits: &mut Exits, thunks: &Thunks, source: &Sou
         user: source.user,
         page: source.page,
         second: None,
+        step: None,
         groups,
         fast: None,
     };
@@ -107,11 +109,11 @@ pub fn translate(asm: &mut Asm, exits: &mut Exits, thunks: &Thunks, source: &Sou
         unit.fast_form(&list, back);
     }
     unit.finish();
-    Some(Made { indirect, entry, len: (end - start) as u16 })
+    Some(Made { indirect, entry, len: (end - start) as u16, more: 0 })
 }
 
-/// Makes a unit of one instruction that begins in the source's page and goes on in the next one, which the interpreter runs.
-/// `None` if there is no such instruction.
+/// Makes a unit of one instruction that begins in the source's page and goes on in the next one. The interpreter runs it where
+/// the next page is not known to be where it is expected. `None` if there is no such instruction.
 pub fn across(
     asm: &mut Asm,
     exits: &mut Exits,
@@ -120,13 +122,14 @@ pub fn across(
     second: Second,
 ) -> Option<Made> {
     let list = fetch(&Source { longest: 1, ..*source });
-    let (f, _) = list.first()?;
+    let (f, plan) = list.first()?;
     let inside = 0x1000 - (f.rip & 0xfff);
     if u64::from(f.insn.len) <= inside {
         return None;
     }
     let indirect = asm.here();
-    let entry = arrivals(asm, exits, thunks, f.rip, false);
+    asm.note(Note::Arrival);
+    let entry = arrivals(asm, exits, thunks, f.rip, *plan == Plan::Vector);
     let top = asm.here();
     let emitter = Emitter {
         asm,
@@ -135,13 +138,23 @@ pub fn across(
         user: source.user,
         page: source.page,
         second: Some(second),
+        step: None,
         groups: Groups::of(&list, true),
         fast: None,
     };
-    let mut unit = Flow::new(emitter, thunks, f.rip, top);
-    unit.interpret(f);
+    // It is left from its second page, which its head has found: links into that one hold as they do inside a page.
+    let mut unit = Flow::new(emitter, thunks, f.rip.wrapping_add(inside), top);
+    if *plan != Plan::Interpret {
+        unit.goes_on_at(f, second.pair);
+    }
+    unit.emitter.asm.note(Note::Plain(f.done));
+    if unit.instruction(f, *plan) {
+        unit.emitter.asm.note(Note::End);
+        unit.leave_to(f.next(), 1);
+    }
     unit.finish();
-    Some(Made { indirect, entry, len: inside as u16 })
+    let more = u64::from(f.insn.len) - inside;
+    Some(Made { indirect, entry, len: inside as u16, more: more as u16 })
 }
 
 /// Decodes up to the end of the unit. Instructions that run into the next page, and bytes that are none, end it before them.

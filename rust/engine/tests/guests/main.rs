@@ -27,6 +27,7 @@ mod shadows;
 mod smoke;
 mod spaces;
 mod steps;
+mod straddle;
 mod strings;
 mod tasks;
 mod tlb;

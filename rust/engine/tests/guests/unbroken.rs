@@ -1,5 +1,5 @@
-//! What translated code goes on with where it would have had to leave: repetitions, instructions across pages, stacks that
-//! change, vector registers that stay lent. As in [`super::passage`] a program must do the same on every engine.
+//! What translated code goes on with where it would have had to leave: repetitions, stacks that change, vector registers that
+//! stay lent. As in [`super::passage`] a program must do the same on every engine.
 
 #![cfg(all(target_arch = "x86_64", target_os = "linux"))]
 
@@ -10,9 +10,6 @@ use crate::common::*;
 use crate::passage::{
     Asm, Made, alike, alike_in_one_go, caller, ends_at, interpreted, kernel, machine, nothing,
 };
-
-/// A second page of code behind [`CODE`].
-const NEXT: u64 = CODE + 0x1000;
 
 // ---- REP MOVS and REP STOS ----
 
@@ -170,130 +167,7 @@ fn a_repetition_over_its_own_code_is_seen_at_once() {
     });
 }
 
-// ---- across pages ----
-
-/// A loop with a 10-byte MOV, of which `inside` bytes lie in the first page.
-fn across(inside: u64) -> Guest {
-    let mut g = machine();
-    let start = NEXT - inside;
-    g.load(start, |a| {
-        a.mov(rax, 0x1122_3344_5566_7788u64)?;
-        a.add(r13, rax)?;
-        a.dec(ebx)?;
-        a.jmp(CODE)
-    });
-    g.load(CODE, |a| {
-        let mut over = a.create_label();
-        a.jz(over)?;
-        a.nop()?;
-        a.jmp(start)?;
-        a.set_label(&mut over)?;
-        a.hlt()
-    });
-    g.cpu().rip = CODE;
-    g.set_reg(RBX, 30);
-    g
-}
-
-#[test]
-fn instructions_across_pages_are_run_without_a_look_around() {
-    for inside in [1, 2, 5, 9] {
-        alike(|| across(inside));
-    }
-}
-
-#[test]
-fn the_second_page_may_be_written() {
-    for offset in [0u64, 3] {
-        alike(|| {
-            let mut g = across(4);
-            // Of the immediate, or of what follows the instruction.
-            g.load(CODE, |a| {
-                let mut over = a.create_label();
-                a.jz(over)?;
-                a.inc(byte_ptr(NEXT + offset))?;
-                a.test(ebx, ebx)?;
-                a.jmp(NEXT - 4)?;
-                a.set_label(&mut over)?;
-                a.hlt()
-            });
-            g
-        });
-    }
-    alike(|| {
-        let mut g = across(4);
-        g.load(CODE, |a| {
-            let mut over = a.create_label();
-            a.jz(over)?;
-            a.inc(byte_ptr(NEXT + 0x800))?;
-            a.test(ebx, ebx)?;
-            a.jmp(NEXT - 4)?;
-            a.set_label(&mut over)?;
-            a.hlt()
-        });
-        g
-    });
-}
-
-#[test]
-fn the_second_page_may_be_mapped_elsewhere() {
-    let end = alike(|| {
-        let mut g = across(4);
-        let mut other = g.peek(NEXT, 0x1000);
-        other[1] ^= 1;
-        g.poke(DATA, &other);
-        let entry = g.entry_at(NEXT, 1);
-        g.map(DATA + 0x7000, entry & !0xfff, P | W);
-        let slot = DATA + 0x7000 + entry % 0x1000;
-        g.load(CODE, |a| {
-            let mut over = a.create_label();
-            a.jz(over)?;
-            // To the other page and back.
-            a.mov(rcx, qword_ptr(slot))?;
-            a.mov(rdx, NEXT ^ DATA)?;
-            a.xor(rcx, rdx)?;
-            a.mov(qword_ptr(slot), rcx)?;
-            a.invlpg(byte_ptr(NEXT))?;
-            a.test(ebx, ebx)?;
-            a.jmp(NEXT - 4)?;
-            a.set_label(&mut over)?;
-            a.hlt()
-        });
-        g
-    });
-    assert_eq!(end.events, [Stop::Halted]);
-}
-
-#[test]
-fn the_second_page_may_go_and_come_back() {
-    let end = alike(|| {
-        let mut g = across(4);
-        let entry = g.entry_at(NEXT, 1);
-        // The handler maps it again and goes back.
-        g.load(CODE + 0x800, |a| {
-            a.add(r14, qword_ptr(rsp + 8))?;
-            a.add(rsp, 8)?;
-            a.or(byte_ptr(entry), 1)?;
-            a.iretq()
-        });
-        g.set_gate(14, Gate::interrupt(CODE + 0x800));
-        g.load(CODE, |a| {
-            let (mut over, mut stay) = (a.create_label(), a.create_label());
-            a.jz(over)?;
-            a.test(ebx, 3)?;
-            a.jnz(stay)?;
-            a.and(byte_ptr(entry), 0xfe)?;
-            a.invlpg(byte_ptr(NEXT))?;
-            a.set_label(&mut stay)?;
-            a.test(ebx, ebx)?;
-            a.jmp(NEXT - 4)?;
-            a.set_label(&mut over)?;
-            a.hlt()
-        });
-        g
-    });
-    assert_eq!(end.events, [Stop::Halted]);
-}
+// ---- pages that change places ----
 
 #[test]
 fn code_that_maps_another_page_over_itself_goes_on_there() {
