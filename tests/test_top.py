@@ -126,11 +126,6 @@ def test_control_c_ends_lines_too(lab: Path) -> None:
 # On a terminal.
 
 
-def _default_signals() -> None:
-    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_DFL)
-
-
 class Terminal:
     """The command on a pseudo-terminal of 100 columns and 12 rows."""
 
@@ -145,7 +140,6 @@ class Terminal:
             stdout=self.slave,
             stderr=self.slave,
             start_new_session=True,
-            preexec_fn=_default_signals,
             env=environment,
         )
         self.output = b""
