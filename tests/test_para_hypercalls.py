@@ -184,7 +184,7 @@ def test_counts_and_times_are_kept(booted: VM, table: Hypercalls) -> None:
 
 
 def test_user_code_may_read_the_clock_by_itself(machine: Machine) -> None:
-    """The kernel registers a copy of the time record for its vDSO, which it does only if the record is called stable."""
+    """The kernel registers a copy of the time record for its vDSO, only if the record is called stable."""
     areas: list[int] = []
     with VM(machine) as vm:
 
