@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 
 import pytest
 from hypothesis import settings
 
 from trapgate import VM, Machine
+
+# Whoever runs the tests may ignore signals, as nohup and a shell's background do; the commands that are tested would
+# inherit that, and tests that raise one would wait for ever.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+for _number in (signal.SIGHUP, signal.SIGQUIT, signal.SIGTERM):
+    signal.signal(_number, signal.SIG_DFL)
 
 PROMPT = "root@debian:~# "
 

@@ -2,6 +2,7 @@
 
 A fenced block of `sh` or `python` is run unless the line before it is `<!-- not run: reason -->`. Shell blocks run
 in a new folder with the examples beside it; Python blocks of one file run one after the other in one namespace.
+Blocks of `c` and `asm` are taken from the source of the guest of our own.
 """
 
 from __future__ import annotations
@@ -51,17 +52,31 @@ def blocks(file: Path) -> list[Block]:
     ]
 
 
+# Languages that are only quoted, and the files that they are quoted from.
+EXCERPTS = {"c": (".c", ".h"), "asm": (".S",)}
+
 ALL = [block for file in FILES for block in blocks(file)]
 SHELL = [block for block in ALL if block.language == "sh" and block.reason is None]
+QUOTED = [block for block in ALL if block.language in EXCERPTS]
 PYTHON = [file for file in FILES if any(b.language == "python" and b.reason is None for b in blocks(file))]
 
 
 def test_every_block_says_what_it_is() -> None:
     """A fence without a language would be passed over; output is marked as text."""
-    known = {"sh", "python", "text", "toml", "rust", "json"}
+    known = {"sh", "python", "text", "toml", "rust", "json", *EXCERPTS}
     assert [block.name for block in ALL if block.language not in known] == []
     fences = sum(file.read_text(encoding="utf-8").count("\n```") for file in FILES)
     assert fences == 2 * len(ALL), "a fence that the expression above does not understand"
+
+
+@pytest.mark.parametrize("block", QUOTED, ids=[block.name for block in QUOTED])
+def test_excerpts_are_in_the_source(block: Block) -> None:
+    sources = (ROOT / "rust/guest/source").rglob("*.*")
+    assert any(
+        block.text in path.read_text(encoding="utf-8")
+        for path in sources
+        if path.suffix in EXCERPTS[block.language]
+    )
 
 
 def environment(folder: Path) -> dict[str, str]:

@@ -14,7 +14,7 @@ import pytest
 import guests
 from conftest import PROMPT
 from trapgate import VM, Machine, exits
-from trapgate.errors import ConfigError, StateError
+from trapgate.errors import ConfigError, MemoryAccessError, StateError
 
 pytestmark = [pytest.mark.boot, pytest.mark.network]
 
@@ -78,7 +78,8 @@ def test_the_guest_reads_and_writes_the_store(booted: VM) -> None:
 
 
 def test_hypercalls_are_counted_by_who_serves_them(booted: VM) -> None:
-    stats = booted.hypercalls.stats()
+    stats = booted.stats.hypercalls
+    assert stats is not None
     assert stats["iret"].calls > 100
     assert stats["iret"].handler == "native"
     assert stats["mmu_update"].calls > 100
@@ -92,6 +93,14 @@ def test_memory_is_the_guests_in_its_own_addresses(booted: VM) -> None:
     # PFNs are not MFNs: nothing of the domain lies where a PC's memory would.
     assert ram.start >= 0x10_0000 << 12
     assert booted.mem.view(ram.start).tobytes().find(b"Linux version 6.1.0-") > 0
+
+
+def test_page_tables_in_use_are_not_written_from_outside(booted: VM) -> None:
+    """Their entries are counted: a write around the checks would take the counts out of step with what is there."""
+    root = booted.regs.cr3 & ~0xFFF
+    with pytest.raises(MemoryAccessError, match="which only its hypercalls may change"):
+        booted.mem.write(root + 8, bytes(8))
+    assert booted.console.command("echo $((6 * 7))", PROMPT) == "42\n"
 
 
 def test_it_powers_off(para: Machine) -> None:

@@ -57,6 +57,9 @@ class ScriptedCore:
     def stop(self) -> None:
         self.stops += 1
 
+    def domain(self) -> None:
+        pass
+
     def translator_stats(self) -> dict[str, int]:
         return {}
 

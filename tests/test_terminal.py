@@ -57,12 +57,6 @@ digit:
 """
 
 
-def _default_signals() -> None:
-    # Whoever runs the tests may ignore some, as nohup does; the command would then go on ignoring them.
-    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_DFL)
-
-
 class Terminal:
     """The command with a pseudo-terminal of its own."""
 
@@ -86,7 +80,6 @@ class Terminal:
             stdout=self.slave,
             stderr=self.slave,
             start_new_session=True,
-            preexec_fn=_default_signals,
         )
         self.output = b""
 
@@ -162,7 +155,7 @@ def slow(*arguments):
 
 signal.signal(signal.SIGHUP, signal.SIG_IGN)
 try:
-    with terminal._raw_terminal():
+    with terminal.raw_terminal():
         termios.tcsetattr = slow
         assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
         {end}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import threading
+import weakref
 from collections.abc import Callable
 
 import pytest
@@ -354,3 +356,19 @@ def test_events_of_one_guests_changes_reach_another(store: XenStore, guest: Gues
         assert guest.ask(xs.WRITE, f"data/x{number % 300}|v") == "OK|"
     assert store._connections[2].pending < 300 * 60
     assert other.take_events()[-1] == (f"{HOME}/data", "t")
+
+
+def test_a_cancelled_watch_lets_go_of_its_function_at_once() -> None:
+    class Owner:
+        def hear(self, path: str) -> None: ...
+
+    store, owner = XenStore(), Owner()
+    gone = weakref.ref(owner)
+    watch = store.watch("/a", owner.hear)
+    watch.cancel()
+    gc.disable()
+    try:
+        del owner
+        assert gone() is None
+    finally:
+        gc.enable()

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use iced_x86::code_asm::CodeAssembler;
 use trapgate_engine::memory::{GuestMemory, Region};
-use trapgate_engine::platform::{Interrupt, NoMsr, Platform};
+use trapgate_engine::platform::Platform;
 use trapgate_engine::state::{Processor, Segment};
 use trapgate_engine::{Engine, Requests, Vcpu};
 use trapgate_x86::model::{Topology, X86_64_V2};
@@ -20,45 +20,14 @@ pub const DATA: u64 = 0x20_0000;
 struct Nothing;
 
 impl Platform for Nothing {
-    fn port_read(&mut self, _: u64, _: u16, _: u8) -> u32 {
-        u32::MAX
-    }
-    fn port_write(&mut self, _: u64, _: u16, _: u8, _: u32) {}
-    fn mmio_read(&mut self, _: u64, _: u64, _: u8) -> u64 {
-        u64::MAX
-    }
-    fn mmio_write(&mut self, _: u64, _: u64, _: u8, _: u64) {}
-    fn pending(&mut self, _: u64, _: bool, _: bool) -> Option<Interrupt> {
-        None
-    }
-    fn acknowledge(&mut self, _: u64, _: Interrupt) -> Option<u8> {
-        None
-    }
     fn tsc(&mut self, count: u64) -> u64 {
         count
-    }
-    fn msr_read(&mut self, _: u64, _: u32) -> Option<Result<u64, NoMsr>> {
-        None
-    }
-    fn msr_write(&mut self, _: u64, _: u32, _: u64) -> Option<Result<(), NoMsr>> {
-        None
-    }
-    fn tpr(&mut self) -> u8 {
-        0
-    }
-    fn set_tpr(&mut self, _: u64, _: u8) {}
-    fn set_tsc_offset(&mut self, _: u64, _: u64) {}
-    fn next_event(&mut self, _: u64) -> u64 {
-        u64::MAX
     }
     fn random(&mut self) -> u64 {
         0
     }
     fn apic_enabled(&self) -> bool {
         true
-    }
-    fn apic_id(&self) -> u32 {
-        0
     }
 }
 

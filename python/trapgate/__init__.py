@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from trapgate import bench as bench
+    from trapgate import demo as demo
     from trapgate import errors as errors
     from trapgate import exits as exits
     from trapgate import images as images
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from trapgate.config import Disk as Disk
     from trapgate.config import Machine as Machine
     from trapgate.config import Nic as Nic
+    from trapgate.hypervisor import Hypervisor as Hypervisor
     from trapgate.instructions import Instruction as Instruction
     from trapgate.instructions import decode as decode
     from trapgate.instructions import decode_columns as decode_columns
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = [
     "VM",
     "Disk",
+    "Hypervisor",
     "Instruction",
     "Machine",
     "Nic",
@@ -38,6 +41,7 @@ __all__ = [
     "build_info",
     "decode",
     "decode_columns",
+    "demo",
     "errors",
     "exits",
     "images",
@@ -47,6 +51,7 @@ __all__ = [
 # Public name -> the module it is taken from; a module listed under its own name is exported itself.
 _HOME = {
     "VM": "trapgate.vm",
+    "Hypervisor": "trapgate.hypervisor",
     "Instruction": "trapgate.instructions",
     "Disk": "trapgate.config",
     "Machine": "trapgate.config",
@@ -57,6 +62,7 @@ _HOME = {
     "decode": "trapgate.instructions",
     "decode_columns": "trapgate.instructions",
     "bench": "trapgate.bench",
+    "demo": "trapgate.demo",
     "errors": "trapgate.errors",
     "exits": "trapgate.exits",
     "images": "trapgate.images",

@@ -9,6 +9,7 @@ from typing import Any, Final, TypeAlias, final
 from typing_extensions import Buffer as AnyBuffer
 
 __all__ = [
+    "Bell",
     "Buffer",
     "Core",
     "Disk",
@@ -20,6 +21,7 @@ __all__ = [
     "decode",
     "decode_columns",
     "mnemonics",
+    "own_guests",
     "translate_unit",
 ]
 
@@ -52,6 +54,9 @@ def translate_unit(
     code: AnyBuffer, address: int, cpl: int, cpu: str, start: int
 ) -> tuple[list[_Explained], list[_Part]]:
     """Translate the unit of 64-bit code at an offset, to be looked at."""
+
+def own_guests() -> tuple[bytes, bytes, str]:
+    """Give both builds of the guest of our own, `full` and `para`, and why there are none if there are none."""
 
 def build_info() -> dict[str, str]:
     """Give the profile and the host back-ends that this module was built with."""
@@ -94,6 +99,18 @@ class Core:
     def run(self, max_icount: int, deadline: int, milliseconds: int, watch_console: bool) -> _Outcome:
         """Run without the interpreter lock until something happens, at most for a number of milliseconds."""
 
+    def slice_run(self, microseconds: int, watch_console: bool) -> _Outcome:
+        """Run as `run` does, but give the thread back when the guest waits, and let its clock go on afterwards.
+
+        The outcome is then "blocked", with the nanoseconds after which it goes on by itself or all ones.
+        """
+
+    def stop_clock(self) -> None:
+        """Let real time stand still for the guest, until it runs again."""
+
+    def set_bell(self, bell: Bell | None, number: int = 0) -> None:
+        """Have a bell rung when the guest has something to do after it gave its thread back."""
+
     def stop(self) -> None:
         """End the running slice, or the next one; from any thread."""
 
@@ -106,6 +123,8 @@ class Core:
     def stats(self) -> dict[str, int]:
         """Counts of what the machine has done so far; while it runs, as of a moment ago."""
 
+    def departures(self) -> dict[str, int]:
+        """How often guest code was left, by reason; while it runs, as of a moment ago."""
     def translator_stats(self) -> dict[str, int] | None:
         """Counts of what the translator has done so far, if it is what runs guest code."""
 
@@ -254,8 +273,25 @@ class Domain:
         """Frames that the domain owns, and the most that it may."""
 
     def set_maximum(self, frames: int) -> None: ...
+    def set_remotes(self, domids: list[int] | None) -> None:
+        """Set which domains the guest may have event channels to, beside itself and domain 0; None is for all."""
+
     def ended(self) -> tuple[str, str | None] | None:
         """How the domain ended, and what the monitor has to say of a crash."""
+
+@final
+class Bell:
+    """What blocked machines call the threads of a scheduler by."""
+
+    def __new__(cls) -> Bell: ...
+    def ring(self, number: int) -> None:
+        """Call one of the threads that wait."""
+
+    def wait(self, microseconds: int, *, watcher: bool = False) -> list[int]:
+        """Wait until somebody rings, and give who has since the last time.
+
+        A `watcher` is left alone while another thread waits that is none.
+        """
 
 @final
 class Buffer:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 
 __all__ = [
+    "CapacityError",
     "ConfigError",
     "ExpectTimeout",
     "GuestError",
@@ -17,6 +18,7 @@ __all__ = [
     "InputFull",
     "InternalError",
     "MemoryAccessError",
+    "NotPermitted",
     "StateError",
     "StoreError",
     "TrapgateError",
@@ -33,6 +35,14 @@ class ConfigError(TrapgateError, ValueError):
 
 class StateError(TrapgateError, RuntimeError):
     """The call does not fit the machine's state, such as running one that is closed."""
+
+
+class CapacityError(TrapgateError):
+    """A hypervisor has less left of something than was asked for, such as memory for another guest."""
+
+
+class NotPermitted(TrapgateError, PermissionError):
+    """A hypervisor's policy does not allow what was asked for."""
 
 
 class StoreError(TrapgateError, OSError):

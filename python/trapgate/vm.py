@@ -9,22 +9,22 @@ from __future__ import annotations
 import enum
 import functools
 import os
-import re
 import secrets
 import stat
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, TypeAlias, overload
+from typing import TYPE_CHECKING, Any, Self, overload
 
 from trapgate import config, devices, exits
-from trapgate.console import Console, compile_pattern
+from trapgate.console import Console
 from trapgate.errors import ConfigError, StateError
-from trapgate.hooks import Hook, Hooks
+from trapgate.goal import Goal, Until, reached
+from trapgate.hooks import Hooks
 from trapgate.memory import Mapping, Memory, Translation
 from trapgate.registers import Registers
+from trapgate.stats import Departures, Stats, TranslatorStats
 from trapgate.trace import Trace
 
 if TYPE_CHECKING:
@@ -34,17 +34,13 @@ if TYPE_CHECKING:
     from trapgate._core import Core
     from trapgate._core import Disk as Image
     from trapgate._core import Domain as CoreDomain
+    from trapgate.hypervisor import Guest
     from trapgate.instructions import Instruction
     from trapgate.para import Domain, Hypercalls
+    from trapgate.slices import SliceResult
     from trapgate.xenstore import XenStore
 
-__all__ = ["VM", "State", "Stats", "TranslatorStats", "Until"]
-
-#: What `VM.run` can be asked to stop at: text on the console, the address of an instruction, kinds of exits (others
-#: are passed over if the machine can go on after them), or a function of the machine, asked between slices.
-Until: TypeAlias = (
-    "str | re.Pattern[str] | int | type[exits.Exit] | tuple[type[exits.Exit], ...] | Callable[[VM], bool]"
-)
+__all__ = ["VM", "Departures", "State", "Stats", "TranslatorStats", "Until"]
 
 #: How long guest code runs before Python looks around, in milliseconds.
 _SLICE = 20
@@ -60,45 +56,6 @@ class State(enum.Enum):
     PAUSED = "paused"
     STOPPED = "stopped"
     CLOSED = "closed"
-
-
-@dataclass(frozen=True, kw_only=True)
-class TranslatorStats:
-    """Counts of what the binary translator has done so far."""
-
-    #: Stretches of guest code that were translated.
-    units: int
-    #: Bytes of guest code in them.
-    code_bytes: int
-    #: Times that translated code was entered.
-    entries: int
-    #: Instructions that were left to the interpreter.
-    interpreted: int
-    #: Memory accesses that had to look for their page.
-    misses: int
-    #: Times that all translated code was dropped.
-    flushes: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Stats:
-    """Counts of what a machine has done so far."""
-
-    #: What executes guest code: "translate" or "interpret".
-    engine: str
-    #: What the translator has done; None where the interpreter does all.
-    translator: TranslatorStats | None
-    #: Completed instructions.
-    instructions: int
-    #: The machine's time.
-    nanoseconds: int
-    #: Stretches of code that were decoded; the same code again costs nothing.
-    blocks_decoded: int
-    #: Accesses that no chip and no RAM answered.
-    unmapped_port_reads: int
-    unmapped_port_writes: int
-    unmapped_memory_reads: int
-    unmapped_memory_writes: int
 
 
 class VM:
@@ -146,6 +103,8 @@ class VM:
         #: Called with what the guest writes to the debug console, as it comes; without it, see `debug_output`.
         self.debug_listener: Callable[[bytes], object] | None = None
         self._started = False
+        # The hypervisor's guest that this machine is; the hypervisor then runs it.
+        self._guest: Guest | None = None
         #: The first serial port.
         self.console = Console(self)
         #: Registers, memory and hooks; see their classes.
@@ -182,6 +141,8 @@ class VM:
             self._core_or_none = None
             if self._domain is not None:
                 self._domain._release()
+            if self._hypercalls is not None:
+                self._hypercalls._release()
 
     def _make_domain(self, native: CoreDomain, store: XenStore | None, name: str) -> None:
         from trapgate.para import Domain, Hypercalls
@@ -258,6 +219,8 @@ class VM:
         It runs until something happens that it cannot run on after, `stop` is called, or the first of the given
         limits is reached: a number of instructions, a goal, seconds of the machine's clock, seconds of the host's.
         Ctrl-C raises KeyboardInterrupt within a tenth of a second; the machine can be run on after it.
+
+        A machine that belongs to a `Hypervisor` is run by that, among the others, while this call waits.
         """
         for name, value in (
             ("max_instructions", max_instructions),
@@ -267,6 +230,8 @@ class VM:
             if value is not None and not value >= 0:
                 raise ConfigError(f"{name} is {value}; it must be 0 or more")
         core = self._core
+        if self._guest is not None:
+            return self._guest._run(max_instructions, until, timeout, host_timeout)
         with core:
             if self.ended is not None:
                 raise StateError(f"the machine cannot run on after {self.ended.kind}")
@@ -278,7 +243,7 @@ class VM:
             else:
                 deadline = min(core.now + round(timeout * _SECOND), _FOREVER)
             host_end = None if host_timeout is None else time.monotonic() + host_timeout
-            with self._goal(until) as goal:
+            with reached(self, until) as goal:
                 result = self._slices(core, goal, limit, deadline, host_end)
             if isinstance(result, exits.FINAL):
                 self.ended = result
@@ -290,10 +255,28 @@ class VM:
 
     def stop(self) -> None:
         """End the current `run`, or the next one if there is none, with `Stopped`; from any thread."""
-        self._core.stop()
+        if self._guest is not None:
+            self._guest._stop_waiting()
+        else:
+            self._core.stop()
+
+    def slice(self, milliseconds: float = 10) -> SliceResult:
+        """Run the guest for at most a number of milliseconds, or until it waits; for schedulers.
+
+        Unlike after `run`, the clock of a guest in real time goes on between slices; `stop_clock` stops it.
+        """
+        from trapgate import slices
+
+        if self._guest is not None:
+            raise StateError("the machine belongs to a hypervisor, which runs it")
+        return slices.run(self, milliseconds)
+
+    def stop_clock(self) -> None:
+        """Let real time stand still for the guest until it runs again; what `run` does at its end."""
+        self._core.stop_clock()
 
     def _slices(
-        self, core: Core, goal: _Goal, limit: int, deadline: int, host_end: float | None
+        self, core: Core, goal: Goal, limit: int, deadline: int, host_end: float | None
     ) -> exits.Exit:
         """Run slice after slice."""
         # What an exception in a hook, or Ctrl-C, has left over from the run before.
@@ -372,24 +355,6 @@ class VM:
         what = kind.removeprefix("unsupported: ")
         return exits.Unsupported(what=what, rip=first, **when)
 
-    @contextmanager
-    def _goal(self, until: Until | None) -> Iterator[_Goal]:
-        """Give what `until` asks for; an address is hooked for the time being."""
-        if isinstance(until, int) and not isinstance(until, bool):
-            with self.on.exec(until) as hook:
-                yield _Goal(hook=hook)
-        elif isinstance(until, (str, re.Pattern)):
-            yield _Goal(text=compile_pattern(until))
-        elif isinstance(until, (type, tuple)):
-            kinds = until if isinstance(until, tuple) else (until,)
-            if not all(isinstance(kind, type) and issubclass(kind, exits.Exit) for kind in kinds):
-                raise ConfigError(f"a machine cannot run until {until!r}; that is no kind of exit")
-            yield _Goal(kinds=kinds)
-        elif until is None or callable(until):
-            yield _Goal(condition=until)
-        else:
-            raise ConfigError(f"a machine cannot run until {until!r}")
-
     # Looking and touching.
 
     @property
@@ -410,7 +375,12 @@ class VM:
         counts = core.translator_stats()
         translator = None if counts is None else TranslatorStats(**counts)
         engine = "interpret" if translator is None else "translate"
-        return Stats(engine=engine, translator=translator, **core.stats())
+        stores = 0 if self._domain is None else self._domain._native.counters()[1]
+        departures = Departures(trapped_stores=stores, **core.departures())
+        hypercalls = None if self._hypercalls is None else self._hypercalls.stats()
+        return Stats(
+            engine=engine, translator=translator, departures=departures, hypercalls=hypercalls, **core.stats()
+        )
 
     def digest(self) -> str:
         """Give a hash of registers, RAM and devices: equal for equal machines."""
@@ -508,39 +478,6 @@ class VM:
 _GO_ON = frozenset({"slice", "hook", "console", "doorbell", "hypercall"})
 # Those that a para-virtual guest waits for.
 _OF_DOMAIN = frozenset({"doorbell", "hypercall"})
-
-
-class _Goal:
-    """What a run is to reach."""
-
-    def __init__(
-        self,
-        *,
-        text: re.Pattern[str] | None = None,
-        hook: Hook[Any] | None = None,
-        kinds: tuple[type[exits.Exit], ...] = (),
-        condition: Callable[[VM], bool] | None = None,
-    ) -> None:
-        self._text = text
-        self._hook = hook
-        self._kinds = kinds
-        self._condition = condition
-        self.watches_console = text is not None
-
-    def check(self, vm: VM) -> exits.Exit | None:
-        """Give the exit that says that the goal is reached, if it is."""
-        if self._text is not None and (found := vm.console._search_new(self._text)):
-            return exits.Expected(text=found[0], **vm._when())
-        if self._hook is not None and self._hook.hits:
-            return exits.Breakpoint(rip=vm.regs.rip, **vm._when())
-        if self._condition is not None and self._condition(vm):
-            return exits.Satisfied(**vm._when())
-        return None
-
-    def accepts(self, result: exits.Exit) -> bool:
-        """Say whether the run ends with `result`, which the machine could run on after."""
-        limit = (exits.BudgetExhausted, exits.TimedOut, exits.Stopped)
-        return not self._kinds or isinstance(result, (*self._kinds, *limit))
 
 
 @functools.cache

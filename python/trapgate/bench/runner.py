@@ -20,8 +20,8 @@ from trapgate.images import Progress
 
 __all__ = ["PEERS", "run"]
 
-#: What trapgate can be compared with: the host itself, QEMU's translator, trapgate's own interpreter, and the same kernel
-#: file as a para-virtual guest.
+#: What trapgate can be compared with: the host itself, QEMU's translator, trapgate's own interpreter, and the same
+#: kernel file as a para-virtual guest.
 PEERS = ("native", "tcg", "interpret", "para")
 
 

@@ -12,6 +12,8 @@ _COMMANDS = {
     "bench": ("trapgate.cli.bench", "Measure how fast guests run."),
     "boot": ("trapgate.cli.boot", "Boot an operating system in this terminal."),
     "decode": ("trapgate.cli.decode", "Show machine code as instructions."),
+    "top": ("trapgate.cli.top", "Run several guests and show what they do."),
+    "demo": ("trapgate.cli.demo", "Run one guest unmodified and para-virtual, side by side."),
     "images": ("trapgate.cli.images", "Fetch guests by name."),
 }
 

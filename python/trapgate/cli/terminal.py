@@ -15,7 +15,7 @@ from typing import Any
 from trapgate.errors import InputFull
 from trapgate.vm import VM
 
-__all__ = ["ESCAPE", "ESCAPE_NAME", "connected"]
+__all__ = ["ESCAPE", "ESCAPE_NAME", "connected", "raw_terminal"]
 
 #: What ends the machine from the keyboard; all else, Ctrl-C included, goes to the guest.
 ESCAPE = b"\x1d"
@@ -33,7 +33,7 @@ def connected(vm: VM, *, escaped: threading.Event) -> Iterator[None]:
     On a terminal, `escaped` is set and the machine stopped when the escape key is pressed.
     """
     raw = sys.stdin.isatty()
-    with _raw_terminal() if raw else nullcontext():
+    with raw_terminal() if raw else nullcontext():
         vm.console.listeners.append(_write)
         try:
             reader = threading.Thread(target=_read, args=(vm, escaped if raw else None), daemon=True)
@@ -112,7 +112,7 @@ class _Ending:
 
 
 @contextmanager
-def _raw_terminal() -> Iterator[None]:
+def raw_terminal() -> Iterator[None]:
     """Make the terminal raw, and restore it however the block is left, signals that end the process included."""
     import termios
     import tty

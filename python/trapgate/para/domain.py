@@ -8,7 +8,7 @@ import uuid
 from typing import TYPE_CHECKING
 
 from trapgate.config import Disk, Nic
-from trapgate.errors import ConfigError
+from trapgate.errors import ConfigError, StateError
 from trapgate.para.backends import Backend, BlockBackend, NetBackend
 from trapgate.xenstore import XenStore, layout
 
@@ -54,7 +54,7 @@ class Domain:
 
     def __init__(self, core: Core, native: CoreDomain, store: XenStore, name: str) -> None:
         self._core = core
-        self._native = native
+        self._native_or_none: CoreDomain | None = native
         #: The store that the guest and its back-ends talk by.
         self.store = store
         self.name = name
@@ -79,6 +79,12 @@ class Domain:
         #: The back-ends of the guest's devices, by kind and number.
         self._devices: dict[tuple[str, int], Backend] = {}
         self._devices_lock = threading.Lock()
+
+    @property
+    def _native(self) -> CoreDomain:
+        if self._native_or_none is None:
+            raise StateError("the machine is closed")
+        return self._native_or_none
 
     @property
     def uuid(self) -> uuid.UUID:
@@ -214,3 +220,5 @@ class Domain:
         if self.store.introduced(self.domid):
             self.store.release(self.domid)
             layout.remove_domain(self.store, self.domid)
+        # It holds the guest's memory.
+        self._native_or_none = None

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
-from trapgate.errors import ConfigError
+from trapgate.errors import ConfigError, StateError
 
 if TYPE_CHECKING:
     from trapgate._core import Core
@@ -226,12 +226,22 @@ class Hypercalls(Mapping[str, Hypercall]):
 
     def __init__(self, vm: VM, domain: CoreDomain) -> None:
         self._vm = vm
-        self._domain = domain
+        self._domain_or_none: CoreDomain | None = domain
         self._rows: dict[str, Hypercall] = {}
         for number, name, kind, errno, _, _ in domain.hypercalls():
             self._rows[name] = Hypercall(self, number, name, errno if kind == "errno" else None)
         self._by_number = {row.number: row for row in self._rows.values()}
         self._waiting: tuple[int, tuple[int, ...], int | None] | None = None
+
+    @property
+    def _domain(self) -> CoreDomain:
+        if self._domain_or_none is None:
+            raise StateError("the machine is closed")
+        return self._domain_or_none
+
+    def _release(self) -> None:
+        """Let go of the domain, which holds the guest's memory."""
+        self._domain_or_none = None
 
     def __getitem__(self, name: str) -> Hypercall:
         try:

@@ -48,6 +48,8 @@ class PythonWatch:
     def cancel(self) -> None:
         """End the watch: the function is not called any more. A second time does nothing."""
         self._store._cancel(self, self._watch)
+        # What it is bound to need not wait for the garbage collector, who finds the watch.
+        self.callback = _ignore
 
     def deliver(self, _watch: Watch, path: str) -> None:
         """Queue an event."""
@@ -290,3 +292,7 @@ class XenStore(Editor):
             self._awake.clear()
         for connection in awake:
             connection.notify()
+
+
+def _ignore(_path: str) -> None:
+    """Stand for the function of a watch that has ended."""

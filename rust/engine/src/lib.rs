@@ -1,6 +1,7 @@
 //! vCPU state, interpreter, MMU and guest memory. Knows no chip and no Python.
 #![deny(unsafe_code)]
 
+pub mod departures;
 pub mod exit;
 pub mod fault;
 pub mod hooks;
@@ -22,6 +23,7 @@ pub mod translate {
 }
 pub mod vector;
 
+pub use departures::Departures;
 pub use exit::{Exit, Unsupported};
 pub use hooks::{HookEvent, HookId, HookKind};
 pub use interp::Engine;

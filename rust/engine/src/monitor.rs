@@ -264,6 +264,11 @@ impl Vcpu {
 
     /// Reads guest memory in the current mode and view.
     pub fn copy_in(&mut self, linear: u64, buf: &mut [u8]) -> Result<(), NoAccess> {
+        let entry = self.tlb.entry(linear, self.user_view);
+        if entry.read == linear & !0xfff && (linear & 0xfff) as usize + buf.len() <= 4096 {
+            self.memory.read_host(entry.host + (linear & 0xfff), buf);
+            return Ok(());
+        }
         let done = self.load_bytes(Seg::Ds, linear, buf);
         self.quietly(done, linear)
     }

@@ -35,4 +35,6 @@ pub struct TranslatorStats {
     pub misses: u64,
     /// Times that the whole cache was emptied.
     pub flushes: u64,
+    /// System calls and returns from them that translated code did without being left.
+    pub in_place: u64,
 }

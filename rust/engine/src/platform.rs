@@ -18,39 +18,59 @@ pub enum Interrupt {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NoMsr;
 
-/// The surroundings of one vCPU.
+/// The surroundings of one vCPU. What a board does not have, it leaves out: nothing answers there.
 pub trait Platform: Send + fmt::Debug {
     /// Reads `size` (1, 2, 4) bytes from an I/O port.
-    fn port_read(&mut self, count: u64, port: u16, size: u8) -> u32;
+    fn port_read(&mut self, _count: u64, _port: u16, _size: u8) -> u32 {
+        u32::MAX
+    }
     /// Writes `size` (1, 2, 4) bytes to an I/O port.
-    fn port_write(&mut self, count: u64, port: u16, size: u8, value: u32);
+    fn port_write(&mut self, _count: u64, _port: u16, _size: u8, _value: u32) {}
     /// Reads `size` (1, 2, 4, 8) bytes of guest-physical memory that is not RAM.
-    fn mmio_read(&mut self, count: u64, gpa: u64, size: u8) -> u64;
+    fn mmio_read(&mut self, _count: u64, _gpa: u64, _size: u8) -> u64 {
+        u64::MAX
+    }
     /// Writes `size` (1, 2, 4, 8) bytes of guest-physical memory that is not RAM.
-    fn mmio_write(&mut self, count: u64, gpa: u64, size: u8, value: u64);
+    fn mmio_write(&mut self, _count: u64, _gpa: u64, _size: u8, _value: u64) {}
     /// The most urgent interrupt that waits for this vCPU, of the kinds that may be taken now: `nmi` unless one is being
     /// handled, `maskable` if IF allows them.
-    fn pending(&mut self, count: u64, nmi: bool, maskable: bool) -> Option<Interrupt>;
+    fn pending(&mut self, _count: u64, _nmi: bool, _maskable: bool) -> Option<Interrupt> {
+        None
+    }
     /// Takes the pending interrupt; gives the vector of a maskable one (`None` when it has gone meanwhile).
-    fn acknowledge(&mut self, count: u64, interrupt: Interrupt) -> Option<u8>;
+    fn acknowledge(&mut self, _count: u64, _interrupt: Interrupt) -> Option<u8> {
+        None
+    }
     /// Time-stamp counter of the machine, before TSC_ADJUST.
     fn tsc(&mut self, count: u64) -> u64;
     /// Reads an MSR that belongs to the platform (local APIC, TSC deadline); `None`: not one of its own.
-    fn msr_read(&mut self, count: u64, msr: u32) -> Option<Result<u64, NoMsr>>;
+    fn msr_read(&mut self, _count: u64, _msr: u32) -> Option<Result<u64, NoMsr>> {
+        None
+    }
     /// Writes such an MSR.
-    fn msr_write(&mut self, count: u64, msr: u32, value: u64) -> Option<Result<(), NoMsr>>;
+    fn msr_write(&mut self, _count: u64, _msr: u32, _value: u64) -> Option<Result<(), NoMsr>> {
+        None
+    }
     /// The task priority, CR8.
-    fn tpr(&mut self) -> u8;
+    fn tpr(&mut self) -> u8 {
+        0
+    }
     /// Sets the task priority from CR8.
-    fn set_tpr(&mut self, count: u64, priority: u8);
+    fn set_tpr(&mut self, _count: u64, _priority: u8) {}
     /// The guest moved its time-stamp counter: what it adds to [`Platform::tsc`].
-    fn set_tsc_offset(&mut self, count: u64, offset: u64);
+    fn set_tsc_offset(&mut self, _count: u64, _offset: u64) {}
     /// The count at which the vCPU must return to its machine's loop for the next event.
-    fn next_event(&mut self, count: u64) -> u64;
+    fn next_event(&mut self, _count: u64) -> u64 {
+        u64::MAX
+    }
     /// 64 random bits for RDRAND and RDSEED, seeded by the machine.
     fn random(&mut self) -> u64;
     /// Whether IA32_APIC_BASE has the local APIC enabled.
-    fn apic_enabled(&self) -> bool;
+    fn apic_enabled(&self) -> bool {
+        false
+    }
     /// Initial local APIC ID, as CPUID shows it.
-    fn apic_id(&self) -> u32;
+    fn apic_id(&self) -> u32 {
+        0
+    }
 }

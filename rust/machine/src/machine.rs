@@ -7,7 +7,7 @@ use trapgate_devices::Nanos;
 use trapgate_engine::memory::{MemoryError, Region};
 use trapgate_engine::state::Processor;
 use trapgate_engine::translate::{TranslateOptions, TranslatorStats};
-use trapgate_engine::{Engine, Exit as EngineExit, GuestMemory, Requests, Unsupported, Vcpu};
+use trapgate_engine::{Engine, Exit as EngineExit, GuestMemory, Requests, Vcpu};
 use trapgate_x86::features::Features;
 use trapgate_x86::model::{Dynamic, Model, Topology};
 
@@ -15,6 +15,7 @@ use crate::board::{Board, BoardError, Parts, PcBoard, PcPlatform};
 use crate::boot::{self, BootError, BootImage, BootRequest, Decompression, MemoryMap, Protocol};
 use crate::clock::{Clock, ClockKind, TSC_HZ};
 use crate::console::Console;
+use crate::exit::{Exit, Limits};
 use crate::firmware::{self, FirmwareConfig, ProcessorIdentity};
 use crate::random::Random;
 use crate::signal::{Control, Signal};
@@ -57,57 +58,6 @@ pub enum MachineError {
     Layout(#[from] trapgate_xen::paging::LayoutError),
     #[error("the board cannot be wired: {0}")]
     Board(#[from] BoardError),
-}
-
-/// How far to run.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Limits {
-    /// Completed instructions since power-on.
-    pub count: Option<u64>,
-    /// Machine time in nanoseconds since power-on.
-    pub time: Option<Nanos>,
-    /// Host time from now on.
-    pub wall: Option<Duration>,
-    /// Return when the guest has written to its console: after each byte in virtual time, soon after it in real time.
-    pub watch_console: bool,
-}
-
-/// Why [`Machine::run`] returned.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Exit {
-    /// [`Limits::count`] has been reached, exactly.
-    CountReached,
-    /// [`Limits::time`] has been reached.
-    TimeReached,
-    /// [`Limits::wall`] has passed.
-    WallTimePassed,
-    /// [`Signal::stop`] was called.
-    Stopped,
-    /// The guest wrote to its console, and that was watched.
-    ConsoleOutput,
-    /// The guest powered itself off.
-    PoweredOff,
-    /// The guest reset the machine.
-    Reset,
-    /// The guest wrote this value to the debug-exit port.
-    DebugExit(u32),
-    /// The processor halted and nothing can wake it: interrupts are off, or virtual time has no later event.
-    Halted,
-    /// Hooks were hit: [`Vcpu::take_hook_events`] tells which; to be taken before the machine runs on.
-    Hook,
-    /// A para-virtual guest has rung for a back-end that is served outside: [`crate::board::XenPvBoard::take_doorbells`].
-    Doorbell,
-    /// A hypercall of a para-virtual guest waits for its handler; see [`Machine::finish_hypercall`].
-    Hypercall,
-    /// A para-virtual guest wants to be saved (SHUTDOWN_suspend).
-    Suspended,
-    /// A para-virtual guest crashed, or did what its monitor cannot carry on; its domain says which.
-    Crashed,
-    /// The processor shut down.
-    TripleFault { rip: u64, vector: u8 },
-    /// The guest entered a state that the engine does not run.
-    Unsupported { what: Unsupported, rip: u64 },
 }
 
 /// One machine.
@@ -189,7 +139,9 @@ impl Machine {
         self.output_since = None;
         let exit = self.run_started(limits, wall);
         self.console.watch(false);
-        self.clock.stop();
+        if !limits.scheduled {
+            self.clock.stop();
+        }
         exit
     }
 
@@ -274,6 +226,7 @@ impl Machine {
                     None
                 }
                 None if self.board.can_feed(&self.console) => None,
+                None if limits.scheduled => self.signal.park().then_some(Exit::Blocked(None)),
                 None => Some(Exit::Halted),
             };
         }
@@ -281,6 +234,10 @@ impl Machine {
             return Some(Exit::ConsoleOutput);
         }
         let now = self.clock.now(count);
+        if limits.scheduled {
+            let after = next.map(|at| at.saturating_sub(now));
+            return (after != Some(0) && self.signal.park()).then_some(Exit::Blocked(after));
+        }
         let mut sleep = next.map_or(LONGEST_SLEEP, |at| Duration::from_nanos(at.saturating_sub(now)));
         if let Some(at) = wall {
             sleep = sleep.min(at.saturating_duration_since(Instant::now()));
@@ -328,6 +285,11 @@ impl Machine {
         &self.console
     }
 
+    /// What machine time is read from; of a real clock, from any thread.
+    pub fn clock(&self) -> &Arc<Clock> {
+        &self.clock
+    }
+
     pub fn signal(&self) -> &Arc<Signal> {
         &self.signal
     }
@@ -367,6 +329,7 @@ impl Machine {
             instructions: self.engine.cpu.count,
             nanoseconds: self.now(),
             blocks_decoded: self.engine.blocks_decoded(),
+            accesses: self.board.accesses(),
             unmapped_port_reads: unmapped.port_reads,
             unmapped_port_writes: unmapped.port_writes,
             unmapped_memory_reads: unmapped.memory_reads,
@@ -390,6 +353,8 @@ pub struct Stats {
     pub instructions: u64,
     pub nanoseconds: Nanos,
     pub blocks_decoded: u64,
+    /// Times that the processor asked its surroundings for anything.
+    pub accesses: u64,
     pub unmapped_port_reads: u64,
     pub unmapped_port_writes: u64,
     pub unmapped_memory_reads: u64,
@@ -510,6 +475,22 @@ mod tests {
         machine.console().send(b"more than the receiver holds");
         let limits = Limits { wall: Some(Duration::from_secs(1)), ..Limits::default() };
         assert_eq!(machine.run(&limits), Exit::Halted);
+    }
+
+    #[test]
+    fn a_scheduled_machine_gives_its_thread_back_in_a_halt_and_calls_when_it_is_woken() {
+        let mut machine = machine(&IDLE);
+        let bell = Arc::new(crate::Bell::default());
+        machine.signal().set_bell(Some((Arc::clone(&bell), 7)));
+        let limits = Limits { scheduled: true, ..Limits::default() };
+        assert_eq!(machine.run(&limits), Exit::Blocked(None));
+        assert!(bell.wait(Duration::ZERO, false).is_empty());
+        machine.signal().poke();
+        machine.signal().poke();
+        assert_eq!(bell.wait(Duration::ZERO, false), [7]);
+        // What came before the halt is looked at before the thread goes.
+        assert_eq!(machine.run(&limits), Exit::Blocked(None));
+        assert!(bell.wait(Duration::ZERO, false).is_empty());
     }
 
     /// Each instruction of a slice may take the host microseconds (a flush of the TLB does), and a slice is what Ctrl-C

@@ -1,5 +1,5 @@
 //! What reaches a running machine from outside its vCPU: requests of the guest to the machine as a whole, stops from other
-//! threads, and the wake-up of a halted vCPU.
+//! threads, and the wake-up of a halted vCPU: of the thread that sleeps in it, or of whoever schedules it.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
@@ -8,6 +8,8 @@ use std::time::Duration;
 use trapgate_devices::{MachineControl, lock};
 use trapgate_engine::Requests;
 
+use crate::bell::Bell;
+
 /// Flags and the wake-up, shared by chips, handles and the run loop.
 #[derive(Debug)]
 pub struct Signal {
@@ -15,8 +17,17 @@ pub struct Signal {
     stop: AtomicBool,
     control: AtomicU32,
     exit_value: AtomicU64,
-    awake: Mutex<bool>,
+    awake: Mutex<Awake>,
     changed: Condvar,
+}
+
+/// Whether the vCPU has something to look at, and who is to hear of it.
+#[derive(Debug, Default)]
+struct Awake {
+    now: bool,
+    /// The vCPU is halted and no thread sleeps for it: the bell is rung, once.
+    parked: bool,
+    bell: Option<(Arc<Bell>, u64)>,
 }
 
 const POWER_OFF: u32 = 1;
@@ -38,7 +49,7 @@ impl Signal {
             stop: AtomicBool::new(false),
             control: AtomicU32::new(0),
             exit_value: AtomicU64::new(0),
-            awake: Mutex::new(false),
+            awake: Mutex::default(),
             changed: Condvar::new(),
         })
     }
@@ -61,8 +72,27 @@ impl Signal {
 
     /// Wakes the run loop from a halt.
     pub(crate) fn wake(&self) {
-        *lock(&self.awake) = true;
+        let mut awake = lock(&self.awake);
+        awake.now = true;
         self.changed.notify_all();
+        if std::mem::take(&mut awake.parked)
+            && let Some((bell, number)) = &awake.bell
+        {
+            bell.ring(*number);
+        }
+    }
+
+    /// Has a bell rung by that number when a machine that gave its thread back has something to do; see
+    /// [`crate::Exit::Blocked`].
+    pub fn set_bell(&self, bell: Option<(Arc<Bell>, u64)>) {
+        lock(&self.awake).bell = bell;
+    }
+
+    /// The vCPU is halted and its thread goes; false if there is something to do already.
+    pub(crate) fn park(&self) -> bool {
+        let mut awake = lock(&self.awake);
+        awake.parked = !std::mem::take(&mut awake.now);
+        awake.parked
     }
 
     /// Brings the vCPU to its next boundary, or out of a halt, to look around.
@@ -75,9 +105,9 @@ impl Signal {
         let awake = lock(&self.awake);
         let (mut awake, _) = self
             .changed
-            .wait_timeout_while(awake, time, |awake| !*awake)
+            .wait_timeout_while(awake, time, |awake| !awake.now)
             .unwrap_or_else(std::sync::PoisonError::into_inner);
-        *awake = false;
+        awake.now = false;
     }
 
     pub(crate) fn take_control(&self) -> Option<Control> {

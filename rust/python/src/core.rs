@@ -17,18 +17,21 @@ use pyo3::{PyTraverseError, PyVisit};
 use trapgate_devices::{PhysAddr, Port, lock};
 use trapgate_engine::mmu::Paging;
 use trapgate_engine::translate::{TranslateOptions, TranslatorStats};
-use trapgate_engine::{GuestMemory, HookId, HookKind, Vcpu};
+use trapgate_engine::{Departures, GuestMemory, HookId, HookKind, Vcpu};
 use trapgate_machine::board::{Board, PcBoard};
 use trapgate_machine::boot::{Decompression, Protocol};
 use trapgate_machine::{
-    ClockKind, Config, Console, Exit, Limits, Machine, MachineError, ParaPayload, Payload, Signal, Stats,
+    Clock, ClockKind, Config, Console, Exit, Limits, Machine, MachineError, ParaPayload, Payload, Signal,
+    Stats,
 };
 use trapgate_x86::model::Model;
 use trapgate_xen::hypercall::Waiting;
 
+use crate::bell::Bell;
 use crate::buffer::{Buffer, Input};
 use crate::device::{self, Object, PyDevice, Raised};
 use crate::domain::Domain;
+use crate::outcome::{UNLIMITED, last, outcome};
 use crate::registers::{self, Register};
 use crate::{errors, paging};
 
@@ -44,6 +47,7 @@ pub struct Core {
     /// Output that was given away, and perhaps did not arrive.
     unread: Mutex<Unread>,
     debug: Arc<Console>,
+    clock: Arc<Clock>,
     signal: Arc<Signal>,
     /// The objects behind the devices written in Python, for the garbage collector to find.
     objects: Mutex<Vec<Object>>,
@@ -81,12 +85,17 @@ impl Open {
 #[derive(Clone, Copy, Debug)]
 struct Counts {
     machine: Stats,
+    departures: Departures,
     translator: Option<TranslatorStats>,
 }
 
 impl Counts {
     fn of(machine: &Machine) -> Self {
-        Counts { machine: machine.stats(), translator: machine.translator_stats() }
+        Counts {
+            machine: machine.stats(),
+            departures: machine.cpu().departures,
+            translator: machine.translator_stats(),
+        }
     }
 }
 
@@ -110,9 +119,6 @@ type Event = (u32, u64, u64, u64, u64);
 /// A hypercall that waits: number, arguments, and where the result goes.
 type Pending = (u32, [u64; 5], Option<u64>);
 
-/// Stands for "no limit" in the numbers of [`Core::run`].
-const UNLIMITED: u64 = u64::MAX;
-
 /// How long to wait before trying again for what another thread holds for a moment.
 const MOMENT: Duration = Duration::from_micros(50);
 
@@ -134,6 +140,13 @@ impl Drop for InSlice<'_> {
 
 fn closed() -> PyErr {
     errors::state("the machine is closed")
+}
+
+fn checked(address: u64, size: usize) -> PyErr {
+    errors::memory(format!(
+        "{size:#x} bytes at {address:#x} touch a page table or descriptors that the guest has in use, which only its \
+         hypercalls may change"
+    ))
 }
 
 fn broken() -> PyErr {
@@ -233,6 +246,21 @@ impl Core {
         Ok(exit)
     }
 
+    /// Runs a slice without the interpreter lock, and gives its outcome to Python.
+    fn run_slice(&self, py: Python<'_>, limits: &Limits) -> PyResult<(String, u64, u64)> {
+        // A panic is a bug of ours, which must not reach Python as anything but an exception. It poisons the lock.
+        let exit = py.detach(|| catch_unwind(AssertUnwindSafe(|| self.slice(limits))));
+        let exit =
+            exit.map_err(|_| errors::internal("the monitor panicked; the machine cannot be used on"))??;
+        let asked = exit == Exit::Stopped && self.stop_asked.swap(false, Ordering::AcqRel);
+        match lock(&self.raised).take() {
+            Some(error) => Err(error),
+            // The stop of a device that raised before: its run ended otherwise meanwhile.
+            None if exit == Exit::Stopped && !asked => Ok(outcome(Exit::WallTimePassed)),
+            None => Ok(outcome(exit)),
+        }
+    }
+
     /// Forgets the objects of all devices: what they are bound to may hold this machine.
     fn release_objects(&self) {
         // Finalizers may run here, so no lock is held.
@@ -315,6 +343,7 @@ impl Core {
             console: Arc::clone(machine.console()),
             unread: Mutex::default(),
             debug: Arc::clone(machine.debug_console()),
+            clock: Arc::clone(machine.clock()),
             signal: Arc::clone(machine.signal()),
             raised: Raised::default(),
             objects: Mutex::default(),
@@ -427,25 +456,39 @@ impl Core {
         milliseconds: u64,
         watch_console: bool,
     ) -> PyResult<(String, u64, u64)> {
-        let limits = Limits {
-            count: (max_icount != UNLIMITED).then_some(max_icount),
-            time: (deadline != UNLIMITED).then_some(deadline),
-            wall: Some(Duration::from_millis(milliseconds)),
-            watch_console,
-        };
-        // A panic is a bug of ours, which must not reach Python as anything but an exception. It poisons the lock.
-        let exit = py.detach(|| catch_unwind(AssertUnwindSafe(|| self.slice(&limits))));
-        let exit =
-            exit.map_err(|_| errors::internal("the monitor panicked; the machine cannot be used on"))??;
-        let asked = exit == Exit::Stopped && self.stop_asked.swap(false, Ordering::AcqRel);
-        match lock(&self.raised).take() {
-            Some(error) => Err(error),
-            // The stop of a device that raised before: its run ended otherwise meanwhile.
-            None if exit == Exit::Stopped && !asked => Ok(outcome(Exit::WallTimePassed)),
-            None => Ok(outcome(exit)),
-        }
+        self.run_slice(
+            py,
+            &Limits {
+                count: (max_icount != UNLIMITED).then_some(max_icount),
+                time: (deadline != UNLIMITED).then_some(deadline),
+                wall: Some(Duration::from_millis(milliseconds)),
+                watch_console,
+                scheduled: false,
+            },
+        )
     }
 
+    /// Run as `run` does, but give the thread back when the guest waits, and let its clock go on afterwards.
+    fn slice_run(
+        &self,
+        py: Python<'_>,
+        microseconds: u64,
+        watch_console: bool,
+    ) -> PyResult<(String, u64, u64)> {
+        let wall = Some(Duration::from_micros(microseconds));
+        self.run_slice(py, &Limits { wall, watch_console, scheduled: true, ..Limits::default() })
+    }
+
+    /// Let real time stand still for the guest, until it runs again.
+    fn stop_clock(&self) {
+        self.clock.stop();
+    }
+
+    /// Have a bell rung by a number when the guest has something to do after it gave its thread back.
+    #[pyo3(signature = (bell, number=0))]
+    fn set_bell(&self, bell: Option<&Bell>, number: u64) {
+        self.signal.set_bell(bell.map(|bell| (Arc::clone(bell.shared()), number)));
+    }
     /// End the running slice, or the next one; from any thread.
     fn stop(&self) {
         self.stop_asked.store(true, Ordering::Release);
@@ -458,10 +501,13 @@ impl Core {
         lock(&self.stats).machine.instructions
     }
 
-    /// Machine time in nanoseconds; while the machine runs, as of a moment ago.
+    /// Machine time in nanoseconds; of a virtual clock while the machine runs, as of a moment ago.
     #[getter]
     fn now(&self) -> u64 {
-        lock(&self.stats).machine.nanoseconds
+        match self.clock.kind() {
+            ClockKind::Real => self.clock.now(0),
+            ClockKind::Virtual => lock(&self.stats).machine.nanoseconds,
+        }
     }
 
     /// Counts of what the machine has done so far; while it runs, as of a moment ago.
@@ -471,10 +517,27 @@ impl Core {
             ("instructions", stats.instructions),
             ("nanoseconds", stats.nanoseconds),
             ("blocks_decoded", stats.blocks_decoded),
+            ("accesses", stats.accesses),
             ("unmapped_port_reads", stats.unmapped_port_reads),
             ("unmapped_port_writes", stats.unmapped_port_writes),
             ("unmapped_memory_reads", stats.unmapped_memory_reads),
             ("unmapped_memory_writes", stats.unmapped_memory_writes),
+        ])
+    }
+
+    /// How often guest code was left, by reason; while it runs, as of a moment ago.
+    fn departures(&self) -> BTreeMap<&'static str, u64> {
+        let left = lock(&self.stats).departures;
+        BTreeMap::from([
+            ("system_calls", left.system_calls),
+            ("returns", left.returns),
+            ("hypercalls", left.hypercalls),
+            ("privileged", left.privileged),
+            ("ports", left.ports),
+            ("device_memory", left.device_memory),
+            ("page_faults", left.page_faults),
+            ("exceptions", left.exceptions),
+            ("interrupts", left.interrupts),
         ])
     }
 
@@ -488,6 +551,7 @@ impl Core {
             ("interpreted", stats.interpreted),
             ("misses", stats.misses),
             ("flushes", stats.flushes),
+            ("in_place", stats.in_place),
         ]))
     }
 
@@ -546,6 +610,10 @@ impl Core {
         let mut bytes = errors::room(size)?;
         bytes.resize(size, 0);
         data.copy_to_slice(py, &mut bytes)?;
+        if let Some(board) = self.open()?.board.xen_pv() {
+            let written = py.detach(|| board.domain.write_memory(address, &bytes)).map_err(errors::memory)?;
+            return if written { Ok(()) } else { Err(checked(address, size)) };
+        }
         py.detach(|| memory.write(address, &bytes)).map_err(errors::memory)
     }
 
@@ -721,45 +789,5 @@ fn pause(py: Python<'_>) -> PyResult<()> {
     py.check_signals()
 }
 
-/// Whether the machine cannot run on after an exit.
-fn last(exit: Exit) -> bool {
-    !matches!(
-        exit,
-        Exit::CountReached
-            | Exit::TimeReached
-            | Exit::WallTimePassed
-            | Exit::Stopped
-            | Exit::ConsoleOutput
-            | Exit::Halted
-            | Exit::Hook
-            | Exit::Doorbell
-            | Exit::Hypercall
-    )
-}
-
 /// Where the virtual clock's real-time clock starts: 2000-01-01.
 const VIRTUAL_EPOCH: i64 = 946_684_800;
-
-/// An exit as `trapgate.vm` takes it: its kind and up to two numbers that say more.
-fn outcome(exit: Exit) -> (String, u64, u64) {
-    let (kind, first, second) = match exit {
-        Exit::CountReached => ("budget", 0, 0),
-        Exit::TimeReached => ("deadline", 0, 0),
-        Exit::WallTimePassed => ("slice", 0, 0),
-        Exit::Stopped => ("stopped", 0, 0),
-        Exit::ConsoleOutput => ("console", 0, 0),
-        Exit::PoweredOff => ("shutdown", 0, 0),
-        Exit::Reset => ("reset", 0, 0),
-        Exit::DebugExit(value) => ("debug_exit", u64::from(value), 0),
-        Exit::Halted => ("halted", 0, 0),
-        Exit::Hook => ("hook", 0, 0),
-        Exit::Doorbell => ("doorbell", 0, 0),
-        Exit::Hypercall => ("hypercall", 0, 0),
-        Exit::Suspended => ("suspended", 0, 0),
-        Exit::Crashed => ("crashed", 0, 0),
-        Exit::TripleFault { rip, vector } => ("triple_fault", rip, u64::from(vector)),
-        Exit::Unsupported { what, rip } => return (format!("unsupported: {what}"), rip, 0),
-        other => return (format!("unsupported: {other:?}"), 0, 0),
-    };
-    (kind.to_owned(), first, second)
-}

@@ -163,6 +163,12 @@ impl Domain {
         self.board.domain.paging().set_maximum(frames);
     }
 
+    /// Set which domains the guest may have event channels to, beside itself and domain 0; None is for all.
+    #[pyo3(signature = (domids))]
+    fn set_remotes(&self, domids: Option<Vec<u16>>) {
+        self.board.domain.set_remotes(domids.map(|domids| domids.into_iter().collect()));
+    }
+
     /// How the domain ended: the reason, and what the monitor has to say of a crash.
     fn ended(&self) -> Option<(&'static str, Option<String>)> {
         let ended = self.board.domain.ended()?;

@@ -2,12 +2,14 @@
 //! do is in the machine and x86 crates, what a user sees is in python/trapgate.
 
 mod backend;
+mod bell;
 mod buffer;
 mod core;
 mod decode;
 mod device;
 mod domain;
 mod errors;
+mod outcome;
 mod paging;
 mod registers;
 mod translation;
@@ -35,6 +37,12 @@ fn build_info() -> BTreeMap<&'static str, &'static str> {
     ])
 }
 
+/// Give both builds of the guest of our own, `full` and `para`, and why there are none if there are none.
+#[pyfunction]
+fn own_guests() -> (&'static [u8], &'static [u8], &'static str) {
+    (trapgate_guest::FULL, trapgate_guest::PARA, trapgate_guest::PROBLEM)
+}
+
 #[pymodule(gil_used = false)]
 mod _core {
     use super::*;
@@ -42,7 +50,11 @@ mod _core {
     #[pymodule_export]
     use super::build_info;
     #[pymodule_export]
+    use super::own_guests;
+    #[pymodule_export]
     use crate::backend::{Disk, Plug, Switch};
+    #[pymodule_export]
+    use crate::bell::Bell;
     #[pymodule_export]
     use crate::buffer::Buffer;
     #[pymodule_export]

@@ -4,7 +4,6 @@
 use std::sync::Arc;
 
 use trapgate_engine::memory::Region;
-use trapgate_engine::platform::{Interrupt, NoMsr};
 use trapgate_engine::state::{Processor, Segment, Shadow};
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 use trapgate_engine::translate::TranslateOptions;
@@ -49,45 +48,14 @@ const PATIENCE: u64 = 1 << 20;
 struct Nothing;
 
 impl Platform for Nothing {
-    fn port_read(&mut self, _: u64, _: u16, _: u8) -> u32 {
-        u32::MAX
-    }
-    fn port_write(&mut self, _: u64, _: u16, _: u8, _: u32) {}
-    fn mmio_read(&mut self, _: u64, _: u64, _: u8) -> u64 {
-        u64::MAX
-    }
-    fn mmio_write(&mut self, _: u64, _: u64, _: u8, _: u64) {}
-    fn pending(&mut self, _: u64, _: bool, _: bool) -> Option<Interrupt> {
-        None
-    }
-    fn acknowledge(&mut self, _: u64, _: Interrupt) -> Option<u8> {
-        None
-    }
     fn tsc(&mut self, count: u64) -> u64 {
         count
-    }
-    fn msr_read(&mut self, _: u64, _: u32) -> Option<Result<u64, NoMsr>> {
-        None
-    }
-    fn msr_write(&mut self, _: u64, _: u32, _: u64) -> Option<Result<(), NoMsr>> {
-        None
-    }
-    fn tpr(&mut self) -> u8 {
-        0
-    }
-    fn set_tpr(&mut self, _: u64, _: u8) {}
-    fn set_tsc_offset(&mut self, _: u64, _: u64) {}
-    fn next_event(&mut self, _: u64) -> u64 {
-        u64::MAX
     }
     fn random(&mut self) -> u64 {
         0
     }
     fn apic_enabled(&self) -> bool {
         true
-    }
-    fn apic_id(&self) -> u32 {
-        0
     }
 }
 

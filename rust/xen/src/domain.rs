@@ -4,12 +4,13 @@ use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use trapgate_engine::memory::MemoryError;
 use trapgate_engine::{GuestMemory, Requests};
 
 use crate::event::{Channel, Events};
 use crate::grant::Grants;
 use crate::hypercall::Table;
-use crate::paging::{DirectPaging, LayoutError, TlbControl};
+use crate::paging::{DirectPaging, FrameType, LayoutError, Mfn, TlbControl};
 use crate::public::{Shutdown, shared};
 use crate::time::Timers;
 
@@ -295,6 +296,26 @@ pub struct Record {
 }
 
 impl Domain {
+    /// Writes the domain's memory from outside; false, and nothing is written, if that touches a page that must not be
+    /// written around its checks: a live page table or descriptors in use.
+    ///
+    /// # Errors
+    /// When part of the range is not memory.
+    pub fn write_memory(&self, start: u64, bytes: &[u8]) -> Result<bool, MemoryError> {
+        // No page becomes a table meanwhile.
+        let paging = self.paging();
+        let last = start.saturating_add((bytes.len() as u64).saturating_sub(1));
+        let checked = (start >> 12..=last >> 12).any(|mfn| {
+            paging.frame(Mfn(mfn)).is_some_and(|frame| {
+                frame.type_count > 0 && !matches!(frame.kind, FrameType::None | FrameType::Writable)
+            })
+        });
+        if checked {
+            return Ok(false);
+        }
+        self.memory.write(start, bytes).map(|()| true)
+    }
+
     /// What the guest may notice of the domain and is not in its memory.
     pub fn save(&self) -> Record {
         // One lock after the other, none inside another.

@@ -3,9 +3,11 @@
 //! A port is one bit in `evtchn_pending` and one in `evtchn_mask`; a bit in the vCPU's `evtchn_pending_sel` says which
 //! word to look at, and `evtchn_upcall_pending` that there is one. The state behind a port is here.
 
+use std::collections::BTreeSet;
+
 use crate::domain::{Domain, work};
 use crate::errno::Errno;
-use crate::public::{shared, virq};
+use crate::public::{DOMID_SELF, shared, virq};
 
 /// Ports of the two-level form (`EVTCHN_2L_NR_CHANNELS`).
 pub const PORTS: u32 = 4096;
@@ -40,6 +42,8 @@ pub struct Events {
     rung: Vec<u32>,
     /// A vCPU in SCHEDOP_poll waits for one of these; empty: it does not poll.
     pub(crate) polled: Vec<u32>,
+    /// Domains that the guest may have channels to, beside itself and domain 0; all, if there is no such set.
+    remotes: Option<BTreeSet<u16>>,
     /// Host offset of shared_info.
     shared_info: u64,
 }
@@ -52,6 +56,7 @@ impl Events {
             virqs: [None; virq::COUNT as usize],
             rung: Vec::new(),
             polled: Vec::new(),
+            remotes: None,
             shared_info,
         }
     }
@@ -72,6 +77,11 @@ impl Events {
             .filter(|(_, channel)| **channel != Channel::Closed)
             .map(|(port, c)| (port, *c))
             .collect()
+    }
+
+    /// Whether the guest may have channels to a domain.
+    fn allows(&self, remote: u16) -> bool {
+        remote == 0 || self.remotes.as_ref().is_none_or(|allowed| allowed.contains(&remote))
     }
 
     /// Takes a free port.
@@ -188,20 +198,43 @@ impl Domain {
 
     /// `EVTCHNOP_send`, and what a kernel's notification does.
     pub(crate) fn send(&self, port: u32) -> Result<(), Errno> {
-        let channel = self.events().channel(port).ok_or(Errno::Inval)?;
+        let mut events = self.events();
+        let channel = events.channel(port).ok_or(Errno::Inval)?;
+        if let Channel::Interdomain { remote, .. } | Channel::Unbound { remote } = channel
+            && !self.may_signal(&events, remote)
+        {
+            return Err(Errno::Perm);
+        }
         match channel {
             Channel::Interdomain { .. } => {
-                self.events().ring(port);
+                events.ring(port);
+                drop(events);
                 self.ask(work::DOORBELL);
                 Ok(())
             }
             Channel::Ipi => {
+                drop(events);
                 self.set_pending(port);
                 Ok(())
             }
             Channel::Unbound { .. } => Ok(()),
             Channel::Virq(_) | Channel::Closed => Err(Errno::Inval),
         }
+    }
+
+    fn may_signal(&self, events: &Events, remote: u16) -> bool {
+        [DOMID_SELF, self.config.domid].contains(&remote) || events.allows(remote)
+    }
+
+    /// Sets which domains the guest may have channels to, beside itself and domain 0 with its back-ends; `None` is for all.
+    /// Channels that it has to others stay, and sending by them fails.
+    pub fn set_remotes(&self, allowed: Option<BTreeSet<u16>>) {
+        self.events().remotes = allowed;
+    }
+
+    /// Whether the guest may have a channel to a domain.
+    pub fn allows_remote(&self, remote: u16) -> bool {
+        self.may_signal(&self.events(), remote)
     }
 
     /// `EVTCHNOP_bind_virq`.

@@ -9,6 +9,11 @@ use crate::public::{shared, virq};
 /// Multiplier and shift of the pvclock record for a counter of 1 GHz: ns = (tsc << 1) * 2^31 / 2^32.
 const TSC_TO_SYSTEM_MUL: u32 = 0x8000_0000;
 const TSC_SHIFT: i8 = 1;
+/// `PVCLOCK_TSC_STABLE_BIT`: readings of one vCPU's counter can be compared with another's, so that user code may read the
+/// clock without a system call.
+const TSC_STABLE: u8 = 1;
+/// Bytes of a pvclock record.
+pub(crate) const RECORD: usize = 32;
 
 /// A vCPU's periodic timer at the start (`VCPUOP_set_periodic_timer`).
 const FIRST_PERIOD: u64 = 10_000_000;
@@ -73,8 +78,15 @@ impl Domain {
         memory.store::<u64>(at + 16, 0);
         memory.store::<u32>(at + 24, TSC_TO_SYSTEM_MUL);
         memory.store::<u8>(at + 28, TSC_SHIFT as u8);
-        memory.store::<u8>(at + 29, 0);
+        memory.store::<u8>(at + 29, TSC_STABLE);
         memory.store::<u32>(at, (version | 1).wrapping_add(1));
+    }
+
+    /// The pvclock record as it stands in the vcpu_info.
+    pub(crate) fn time_record(&self) -> [u8; RECORD] {
+        let mut record = [0; RECORD];
+        self.memory().read_host(self.vcpu_info() + shared::TIME, &mut record);
+        record
     }
 
     /// When the domain has to be looked at next.

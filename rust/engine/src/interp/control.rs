@@ -173,7 +173,7 @@ pub(super) fn bound<T: Word>(cpu: &mut Vcpu, u: &Uop) -> Done {
 
 /// HLT.
 pub(super) fn hlt(cpu: &mut Vcpu, _: &Uop) -> Done {
-    cpu.require_cpl0()?;
+    cpu.privileged()?;
     cpu.halted = true;
     cpu.recheck();
     Ok(())

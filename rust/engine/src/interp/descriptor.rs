@@ -120,7 +120,7 @@ impl Vcpu {
 
 /// LGDT and LIDT.
 pub(super) fn load_table<const INTERRUPT: bool>(cpu: &mut Vcpu, u: &Uop) -> Done {
-    cpu.require_cpl0()?;
+    cpu.privileged()?;
     let seg = u.insn.mem.seg;
     let wide = cpu.mode.bits == Bits::B64;
     let linear = cpu.linear(u, if wide { 10 } else { 6 }, false)?;
@@ -160,7 +160,7 @@ pub(super) fn store_table<const INTERRUPT: bool>(cpu: &mut Vcpu, u: &Uop) -> Don
 
 /// LLDT.
 pub(super) fn lldt(cpu: &mut Vcpu, u: &Uop) -> Done {
-    cpu.require_cpl0()?;
+    cpu.privileged()?;
     let selector = cpu.read_first::<u16>(u)? as u16;
     if selector & !3 == 0 {
         cpu.ldtr = Segment { selector, ..Segment::default() };
@@ -180,7 +180,7 @@ pub(super) fn lldt(cpu: &mut Vcpu, u: &Uop) -> Done {
 
 /// LTR.
 pub(super) fn ltr(cpu: &mut Vcpu, u: &Uop) -> Done {
-    cpu.require_cpl0()?;
+    cpu.privileged()?;
     let selector = cpu.read_first::<u16>(u)? as u16;
     if selector & !3 == 0 {
         return cpu.protection();

@@ -47,6 +47,7 @@ impl Vcpu {
         for _ in 0..MOST_ROUNDS {
             match self.through_gate(&event, back) {
                 Ok(()) => {
+                    self.departures.delivered(&event);
                     self.hook_event(&event, rip);
                     return Ok(itself);
                 }
@@ -77,6 +78,7 @@ impl Vcpu {
         let (rip, single_step) = (self.rip, self.flags.is_set(rflags::TF));
         match self.with_monitor(|monitor, cpu| monitor.exception(cpu, event, back)) {
             Some(Ok(Handled::Emulated)) => {
+                self.departures.privileged += 1;
                 self.count = self.count.wrapping_add(1);
                 if single_step {
                     self.pending_debug |= dr6::BS;
@@ -84,6 +86,7 @@ impl Vcpu {
                 Ok(false)
             }
             Some(Ok(Handled::Delivered)) | None => {
+                self.departures.delivered(&event);
                 self.hook_event(&event, rip);
                 Ok(true)
             }

@@ -355,6 +355,7 @@ fn drop_inner_segments(cpu: &mut Vcpu) {
 pub(super) fn iret(cpu: &mut Vcpu, u: &Uop) -> Done {
     // NMIs are unblocked even if the instruction faults (SDM vol. 3, 6.7.1).
     cpu.nmi_blocked = false;
+    cpu.departures.returns += 1;
     let flags = cpu.flags.other();
     if flags & rflags::NT != 0 {
         return if cpu.mode.long { cpu.protection() } else { task_return(cpu) };

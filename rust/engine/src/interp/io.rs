@@ -30,6 +30,7 @@ impl Vcpu {
 
     pub(crate) fn port_in(&mut self, port: u16, size: u8) -> u32 {
         self.recheck();
+        self.departures.ports += 1;
         self.io_breakpoint(port, size);
         let count = self.count_now();
         let value = self.platform.port_read(count, port, size);
@@ -41,6 +42,7 @@ impl Vcpu {
 
     pub(crate) fn port_out(&mut self, port: u16, size: u8, value: u32) {
         self.recheck();
+        self.departures.ports += 1;
         self.io_breakpoint(port, size);
         let count = self.count_now();
         self.platform.port_write(count, port, size, value);

@@ -280,6 +280,14 @@ impl Vcpu {
     pub(crate) fn require_cpl0(&mut self) -> Done {
         if self.cpl != 0 { self.protection() } else { Ok(()) }
     }
+
+    /// The same for an instruction that the monitor carries out, which is counted.
+    #[inline(always)]
+    pub(crate) fn privileged(&mut self) -> Done {
+        self.require_cpl0()?;
+        self.departures.privileged += 1;
+        Ok(())
+    }
 }
 
 /// Chooses an instance by operand size: `by_width!(size, T => expression)`.

@@ -74,8 +74,12 @@ pub(super) fn syscall(cpu: &mut Vcpu, u: &Uop) -> Done {
         return cpu.undefined();
     }
     if cpu.is_para() {
+        let kernel = cpu.kernel_mode();
+        let left = &mut cpu.departures;
+        *(if kernel { &mut left.hypercalls } else { &mut left.system_calls }) += 1;
         return cpu.call_monitor(|monitor, cpu| monitor.system_call(cpu));
     }
+    cpu.departures.system_calls += 1;
     let next = cpu.next_rip(u);
     cpu.regs[1] = next;
     cpu.regs[11] = cpu.rflags() & !rflags::RF;
@@ -93,6 +97,7 @@ pub(super) fn sysret(cpu: &mut Vcpu, u: &Uop) -> Done {
         return cpu.undefined();
     }
     cpu.require_cpl0()?;
+    cpu.departures.returns += 1;
     let to_64 = u.insn.opsize == 8;
     // Intel processors check RCX here, with the privilege of the kernel.
     if to_64 && !canonical(cpu.regs[1]) {
@@ -117,6 +122,7 @@ pub(super) fn sysret(cpu: &mut Vcpu, u: &Uop) -> Done {
 
 /// SYSENTER.
 pub(super) fn sysenter(cpu: &mut Vcpu, _: &Uop) -> Done {
+    cpu.departures.system_calls += 1;
     if cpu.is_para() {
         let entered = cpu.call_monitor(|monitor, cpu| monitor.system_enter(cpu))?;
         return if entered { Ok(()) } else { cpu.protection() };
@@ -141,6 +147,7 @@ pub(super) fn sysexit(cpu: &mut Vcpu, u: &Uop) -> Done {
         return cpu.protection();
     }
     cpu.require_cpl0()?;
+    cpu.departures.returns += 1;
     let to_64 = u.insn.opsize == 8;
     let (target, stack) = (cpu.regs[2], cpu.regs[1]);
     if to_64 && (!canonical(target) || !canonical(stack)) {

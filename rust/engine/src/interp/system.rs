@@ -157,7 +157,7 @@ pub(super) fn mov_cr(cpu: &mut Vcpu, u: &Uop) -> Done {
         if !matches!(n, 0 | 2 | 3 | 4 | 8) {
             return cpu.undefined();
         }
-        cpu.require_cpl0()?;
+        cpu.privileged()?;
         let value = cpu.get_b::<u64>(u);
         let value = if cpu.mode.bits == Bits::B64 { value } else { value & u64::from(u32::MAX) };
         return match n {
@@ -209,7 +209,7 @@ pub(super) fn mov_dr(cpu: &mut Vcpu, u: &Uop) -> Done {
         _ => return cpu.undefined(),
     };
     let n = cpu.debug_number(n)?;
-    cpu.require_cpl0()?;
+    cpu.privileged()?;
     cpu.check_general_detect()?;
     let long = cpu.mode.bits == Bits::B64;
     if !to {
@@ -243,14 +243,14 @@ pub(super) fn mov_dr(cpu: &mut Vcpu, u: &Uop) -> Done {
 
 /// CLTS.
 pub(super) fn clts(cpu: &mut Vcpu, _: &Uop) -> Done {
-    cpu.require_cpl0()?;
+    cpu.privileged()?;
     cpu.cr0 &= !cr0::TS;
     Ok(())
 }
 
 /// LMSW: PE can be set but not cleared.
 pub(super) fn lmsw(cpu: &mut Vcpu, u: &Uop) -> Done {
-    cpu.require_cpl0()?;
+    cpu.privileged()?;
     let value = cpu.read_first::<u16>(u)? & 0xf;
     let new = cpu.cr0 & !(0xf & !cr0::PE) | value;
     cpu.write_cr0(new)
@@ -273,7 +273,7 @@ pub(super) fn smsw(cpu: &mut Vcpu, u: &Uop) -> Done {
 
 /// INVLPG: the address is not checked but for its segment's sake.
 pub(super) fn invlpg(cpu: &mut Vcpu, u: &Uop) -> Done {
-    cpu.require_cpl0()?;
+    cpu.privileged()?;
     let ea = cpu.ea(u);
     let segment = if u.segmented { cpu.segment(u.insn.mem.seg).base } else { 0 };
     let linear = ea.wrapping_add(segment);
@@ -284,7 +284,7 @@ pub(super) fn invlpg(cpu: &mut Vcpu, u: &Uop) -> Done {
 
 /// INVPCID (SDM vol. 2): one address, one PCID, everything, everything but global pages.
 pub(super) fn invpcid(cpu: &mut Vcpu, u: &Uop) -> Done {
-    cpu.require_cpl0()?;
+    cpu.privileged()?;
     let kind = if cpu.mode.bits == Bits::B64 { cpu.get_a::<u64>(u) } else { cpu.get_a::<u32>(u) };
     let linear = cpu.linear(u, 16, false)?;
     let mut bytes = [0; 16];
@@ -315,7 +315,7 @@ pub(super) fn invpcid(cpu: &mut Vcpu, u: &Uop) -> Done {
 
 /// INVD, WBINVD: memory is always coherent here.
 pub(super) fn cache_control(cpu: &mut Vcpu, _: &Uop) -> Done {
-    cpu.require_cpl0()
+    cpu.privileged()
 }
 
 /// CLFLUSH, CLFLUSHOPT, CLWB: only the address is checked, as a load.
@@ -414,7 +414,7 @@ pub(super) fn random<T: Word>(cpu: &mut Vcpu, u: &Uop) -> Done {
 
 /// RDMSR.
 pub(super) fn rdmsr(cpu: &mut Vcpu, _: &Uop) -> Done {
-    cpu.require_cpl0()?;
+    cpu.privileged()?;
     let msr = cpu.regs[1] as u32;
     let value = cpu.read_msr(msr)?;
     cpu.set_pair(value);
@@ -423,7 +423,7 @@ pub(super) fn rdmsr(cpu: &mut Vcpu, _: &Uop) -> Done {
 
 /// WRMSR.
 pub(super) fn wrmsr(cpu: &mut Vcpu, _: &Uop) -> Done {
-    cpu.require_cpl0()?;
+    cpu.privileged()?;
     let msr = cpu.regs[1] as u32;
     let value = cpu.regs[2] << 32 | cpu.regs[0] & 0xffff_ffff;
     cpu.recheck();
@@ -456,7 +456,7 @@ pub(super) fn xsetbv(cpu: &mut Vcpu, _: &Uop) -> Done {
     if cpu.cr4 & cr4::OSXSAVE == 0 {
         return cpu.undefined();
     }
-    cpu.require_cpl0()?;
+    cpu.privileged()?;
     let value = cpu.regs[2] << 32 | cpu.regs[0] & 0xffff_ffff;
     let offered = cpu.model.xcr0_mask();
     // AVX state is the upper half of registers whose lower half is SSE state (SDM vol. 1, 13.3).

@@ -236,6 +236,7 @@ impl Vcpu {
                 .map_or(T::from_u64(u64::MAX), |page| self.memory.load(page.offset + gpa % PAGE)),
             Place::Device(gpa) => {
                 self.recheck();
+                self.departures.device_memory += 1;
                 let count = self.count_now();
                 T::from_u64(self.platform.mmio_read(count, gpa, T::SIZE as u8))
             }
@@ -251,6 +252,7 @@ impl Vcpu {
             Place::Rom(_) | Place::Table(_) => {}
             Place::Device(gpa) => {
                 self.recheck();
+                self.departures.device_memory += 1;
                 let count = self.count_now();
                 self.platform.mmio_write(count, gpa, T::SIZE as u8, value.to_u64());
             }

@@ -15,6 +15,7 @@ use trapgate_x86::insn::{Bits, Seg};
 use trapgate_x86::model::{Model, Topology};
 use trapgate_x86::regs::{cr0, dr6, dr7, efer, rflags};
 
+use crate::departures::Departures;
 use crate::exit::Exit;
 use crate::fault::Exception;
 use crate::hooks::{HookEvent, HookId, HookKind, Hooks};
@@ -130,6 +131,9 @@ pub struct Vcpu {
     /// Completed instructions, up to the start of the running block.
     pub count: u64,
 
+    /// Why guest code was left, and how often.
+    pub departures: Departures,
+
     pub(crate) mode: Mode,
     /// The second view of the TLB is used: CPL 3, or user mode of a para-virtual guest.
     pub(crate) user_view: bool,
@@ -233,6 +237,7 @@ impl Vcpu {
             shadow: Shadow::None,
             nmi_blocked: false,
             count: 0,
+            departures: Departures::default(),
             mode: Mode { bits: Bits::B16, long: false, flat: false, short_code: true, rip_mask: 0xffff },
             user_view: false,
             para: false,

@@ -92,6 +92,9 @@ pub struct Context {
     pub call_selectors: [u64; 4],
     /// By which instruction privilege has changed since the vCPU was told, or zero.
     pub loaded: u64,
+    /// SYSCALL and SYSRET that were done since the vCPU was told.
+    pub called: u64,
+    pub returned: u64,
     /// Not zero while programs may read the time-stamp counter.
     pub open_clock: u64,
     /// Not zero while the bases of FS and GS may be read and written.

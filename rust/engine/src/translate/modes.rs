@@ -10,7 +10,7 @@ use trapgate_x86::insn::{Operand, Seg};
 use trapgate_x86::regs::{cr4, rflags};
 
 use super::Translator;
-use super::asm::{Address, Encoding, Escape, R8, R10, R11, RAX, RCX, RSP, Rm, indexed};
+use super::asm::{Address, Encoding, Escape, R8, R10, R11, RAX, RCX, RSP, Rm, at, indexed};
 use super::context::{Context, Place, at_offset, field, jumps_offset, place, saved, slot};
 use super::emit::{Emitter, Fetched, Untranslatable};
 use super::exits::{Cold, Exit};
@@ -119,6 +119,10 @@ impl Flow<'_> {
         let user = how == BY_SYSRET;
         let asm = &mut *self.emitter.asm;
         asm.store_constant32(field!(loaded), how);
+        let counter = if user { field!(returned) } else { field!(called) };
+        asm.load(RCX, counter);
+        asm.lea(RCX, at(RCX, 1));
+        asm.store(counter, RCX);
         for (n, seg) in [Seg::Cs, Seg::Ss].into_iter().enumerate() {
             asm.load(RCX, loaded_selector(n + if user { 2 } else { 0 }));
             asm.store(selector(seg), RCX);
@@ -243,6 +247,10 @@ impl Translator {
         if how == 0 {
             return;
         }
+        let (called, returned) = (std::mem::take(&mut context.called), std::mem::take(&mut context.returned));
+        cpu.departures.system_calls += called;
+        cpu.departures.returns += returned;
+        self.stats.in_place += called + returned;
         cpu.flags.remove(!0);
         cpu.flags.insert(context.other_flags & !rflags::FIXED);
         cpu.flags.insert(if context.interrupts != 0 { rflags::IF } else { 0 });

@@ -66,7 +66,7 @@ fn place_name(disp: i32, indexed: bool) -> Option<String> {
     let places = places!(
         budget minus_stack stack_delta vector fs_base gs_base exit aligned_mask slot_mask interrupts
         quiet other_flags arithmetic_mask kernel_gs_base direction control selectors lent target gpr
-        system_calls call_target call_mask call_selectors loaded base_access open_clock granted source_delta other_minus other_delta former_minus former_delta flags groups
+        system_calls call_target call_mask call_selectors loaded called returned base_access open_clock granted source_delta other_minus other_delta former_minus former_delta flags groups
         iterations trips first_trips patience mxcsr host_mxcsr xmm pairs
     );
     let (start, size, name) =

@@ -12,7 +12,7 @@ pub(crate) use pc::{Parts, PcPlatform};
 pub use xen_pv::XenPvBoard;
 
 use crate::console::Console;
-use crate::machine::Exit;
+use crate::exit::Exit;
 
 /// The board of a machine.
 #[derive(Clone, Debug)]

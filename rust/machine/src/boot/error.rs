@@ -28,6 +28,12 @@ pub enum BootError {
         why: &'static str,
     },
 
+    /// A kernel that knows no other machine than a hypervisor's.
+    #[error(
+        "this guest is modified for para-virtualization and has no entry for hardware; `para` mode runs it"
+    )]
+    OnlyParavirtual,
+
     /// The domain's memory does not hold what has to be in it.
     #[error(
         "{pages} pages of memory are too few for this kernel, whose image alone ends at page {kernel}: give it more"

@@ -202,6 +202,9 @@ pub fn load<'a>(request: &BootRequest<'a>) -> Result<BootImage<'a>, BootError> {
         return Err(BootError::NotAKernel { size: request.kernel.len() as u64 });
     };
     let pvh = pvh::entry_point(&elf);
+    if pvh.is_none() && xen::is_only_paravirtual(&elf) {
+        return Err(BootError::OnlyParavirtual);
+    }
     match (request.protocol, pvh) {
         (Protocol::Auto, Some(entry)) if !elf.is_linux() => pvh::load(request, &elf, entry),
         (Protocol::Pvh, Some(entry)) => pvh::load(request, &elf, entry),

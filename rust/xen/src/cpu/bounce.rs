@@ -136,6 +136,7 @@ impl PvCpu {
                 self.crash(cpu, format_args!("an event is unmasked, but no event callback is registered"))
             );
         }
+        cpu.departures.interrupts += 1;
         let interrupted = Interrupted::at(cpu, cpu.rip);
         let entry = Entry { address: callback.address, masks_events: true, clears_df: false };
         self.bounce(cpu, &interrupted, None, &entry)

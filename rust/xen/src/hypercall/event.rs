@@ -29,6 +29,9 @@ pub(super) fn event_channel_op(pv: &mut PvCpu, cpu: &mut Vcpu, command: u64, arg
             if !own(fields.u16(0)) {
                 return Err(Errno::Perm);
             }
+            if !domain.allows_remote(fields.u16(2)) {
+                return Err(Errno::Perm);
+            }
             let port = domain.allocate_unbound(fields.u16(2))?;
             write_u32(cpu, arg.wrapping_add(4), port)
         }

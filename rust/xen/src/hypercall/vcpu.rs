@@ -103,7 +103,7 @@ pub(super) fn vcpu_op(
         }
         10 => register_vcpu_info(pv, cpu, arg),
         11 => Err(Errno::NoSys),
-        13 => Err(Errno::NoSys),
+        13 => register_time_area(pv, cpu, arg),
         12 => Err(Errno::Inval),
         _ => Err(Errno::NoSys),
     }
@@ -135,6 +135,17 @@ pub(super) fn set_timer(pv: &PvCpu, cpu: &mut Vcpu, at: u64) -> Done {
     pv.domain.timers().legacy = (at != 0).then_some(at);
     cpu.expect_timer();
     Done::Value(0)
+}
+
+/// Keeps a copy of the pvclock record where user code can be shown it; it never changes, so it is written once. Address 0
+/// ends that.
+fn register_time_area(pv: &mut PvCpu, cpu: &mut Vcpu, arg: u64) -> Result<u64, Errno> {
+    let area = read_u64(cpu, arg)?;
+    if area != 0 {
+        write(cpu, area, &pv.domain.time_record())?;
+    }
+    pv.time_area = area;
+    Ok(0)
 }
 
 /// Moves vcpu_info into a frame of the guest's, once: the frame can be nothing else from then on.

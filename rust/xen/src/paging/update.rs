@@ -170,8 +170,14 @@ impl DirectPaging {
             }
             if self.memory.compare_exchange(host, old.0, new.0).is_ok() {
                 if old.outdated_by(new) {
-                    self.memory.address_of(host).into_iter().for_each(|maddr| tlb.table_changed(maddr));
-                    tlb.flush_all();
+                    // Translations of the upper half may have come by the same entry of another root.
+                    let upper = level == 4 && host % PAGE / 8 >= ENTRIES / 2;
+                    if upper {
+                        tlb.root_changed(false);
+                    } else {
+                        self.memory.address_of(host).into_iter().for_each(|maddr| tlb.table_changed(maddr));
+                        tlb.flush_all();
+                    }
                 }
                 if moves && old.present() {
                     self.drop_above(tlb, old);

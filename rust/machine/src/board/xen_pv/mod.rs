@@ -17,7 +17,7 @@ pub(crate) use platform::XenPvPlatform;
 
 use crate::boot::xen::Start;
 use crate::console::Console;
-use crate::machine::Exit;
+use crate::exit::Exit;
 use console::Ring;
 
 /// A domain and what it is connected to.

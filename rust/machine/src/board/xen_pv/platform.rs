@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use trapgate_engine::platform::{Interrupt, NoMsr, Platform};
+use trapgate_engine::platform::Platform;
 
 use super::XenPvBoard;
 use crate::clock::{Clock, ClockKind, LEAST_SLICE};
@@ -16,36 +16,10 @@ pub(crate) struct XenPvPlatform {
 }
 
 impl Platform for XenPvPlatform {
-    fn port_read(&mut self, _: u64, _: u16, _: u8) -> u32 {
-        u32::MAX
-    }
-    fn port_write(&mut self, _: u64, _: u16, _: u8, _: u32) {}
-    fn mmio_read(&mut self, _: u64, _: u64, _: u8) -> u64 {
-        u64::MAX
-    }
-    fn mmio_write(&mut self, _: u64, _: u64, _: u8, _: u64) {}
-    fn pending(&mut self, _: u64, _: bool, _: bool) -> Option<Interrupt> {
-        None
-    }
-    fn acknowledge(&mut self, _: u64, _: Interrupt) -> Option<u8> {
-        None
-    }
     fn tsc(&mut self, count: u64) -> u64 {
         self.board.note_access();
         self.clock.now(count)
     }
-    fn msr_read(&mut self, _: u64, _: u32) -> Option<Result<u64, NoMsr>> {
-        None
-    }
-    fn msr_write(&mut self, _: u64, _: u32, _: u64) -> Option<Result<(), NoMsr>> {
-        None
-    }
-    fn tpr(&mut self) -> u8 {
-        0
-    }
-    fn set_tpr(&mut self, _: u64, _: u8) {}
-    fn set_tsc_offset(&mut self, _: u64, _: u64) {}
-
     fn next_event(&mut self, count: u64) -> u64 {
         let at = self.clock.count_at(self.board.domain.deadline(), count);
         // The guest makes headway between two services, whatever its timers are set to.
@@ -56,11 +30,5 @@ impl Platform for XenPvPlatform {
     fn random(&mut self) -> u64 {
         self.board.note_access();
         self.random.next()
-    }
-    fn apic_enabled(&self) -> bool {
-        false
-    }
-    fn apic_id(&self) -> u32 {
-        0
     }
 }

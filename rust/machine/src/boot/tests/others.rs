@@ -60,6 +60,22 @@ fn a_linux_kernel_prefers_its_own_protocol_and_pvh_can_be_asked_for() {
 }
 
 #[test]
+fn a_kernel_that_only_a_hypervisor_can_start_is_refused() {
+    let notes = [note("Xen", 1, &0x10_0000u64.to_le_bytes()), note("Xen", 5, b"xen-3.0\0")].concat();
+    let loads = [load(0x10_0000, b"kernel")];
+    let memory = map(64);
+    let file = elf(true, 0x10_0000, &loads, &notes);
+    let error = boot(&BootRequest::new(&file, &memory)).unwrap_err();
+    assert!(matches!(error, BootError::OnlyParavirtual));
+    assert!(error.to_string().contains("`para` mode"));
+    // With an entry of its own for hardware it is as good as any other.
+    for more in [note("Linux", 0x100, b""), note("Xen", 18, &0x10_0004u64.to_le_bytes())] {
+        let file = elf(true, 0x10_0000, &loads, &[notes.clone(), more].concat());
+        assert!(boot(&BootRequest::new(&file, &memory)).is_ok());
+    }
+}
+
+#[test]
 fn a_pvh_entry_outside_the_kernel_is_refused() {
     let file = elf(false, 0x10_0000, &[load(0x10_0000, b"kernel")], &pvh_note(0x10_0006));
     let error = boot(&BootRequest::new(&file, &map(64))).unwrap_err().to_string();

@@ -243,6 +243,7 @@ pub fn build(request: &Request<'_>, domain: &Domain, pages: u64) -> Result<Start
     frames.write(plan.start_info, 0, &info)?;
     let root = Mfn(frames.mfn(root));
     install(domain, root)?;
+    hold_rings(domain, [Mfn(frames.mfn(plan.store)), Mfn(frames.mfn(plan.console))])?;
     Ok(Start {
         rip: kernel.entry,
         rsp: plan.address(plan.stack + 1),
@@ -290,6 +291,13 @@ fn install(domain: &Domain, root: Mfn) -> Result<(), BootError> {
     let mut paging = domain.paging();
     let done = paging.pin(&mut Nobody, 4, root).and_then(|()| paging.set_kernel_root(&mut Nobody, 0, root));
     done.map_err(|error| BootError::Domain { what: "the kernel's first page tables", error })
+}
+
+/// The pages that back-ends write to must never become page tables.
+fn hold_rings(domain: &Domain, pages: [Mfn; 2]) -> Result<(), BootError> {
+    let mut paging = domain.paging();
+    let held = pages.into_iter().try_for_each(|page| paging.hold_writable(&mut Nobody, page));
+    held.map_err(|error| BootError::Domain { what: "the pages of XenStore and console", error })
 }
 
 /// No vCPU has run yet.

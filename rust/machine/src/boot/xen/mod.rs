@@ -12,6 +12,7 @@ use std::borrow::Cow;
 
 pub use build::{Start, build};
 pub use notes::Kernel;
+pub(super) use notes::is_only_paravirtual;
 
 use super::bzimage::BzImage;
 use super::decompress;

@@ -35,6 +35,12 @@ pub struct Kernel<'a> {
     pub mod_start_pfn: bool,
 }
 
+/// Whether hardware cannot start a kernel that has no PVH entry either: its notes are a domain builder's, and it is no
+/// Linux, which has an entry for everybody.
+pub(crate) fn is_only_paravirtual(elf: &Elf<'_>) -> bool {
+    elf.note(OWNER, Some(XEN_VERSION)).is_some() && !elf.is_linux()
+}
+
 fn text(note: &[u8]) -> &[u8] {
     note.split(|byte| *byte == 0).next().unwrap_or(note)
 }

@@ -1,0 +1,160 @@
+//! Translations of a para-virtual guest that outlive a change of its address space: they must not outlive a change of the
+//! page tables that they came from, whichever root that goes by.
+
+use trapgate_lockstep::guest::para_kernel;
+use trapgate_machine::{ClockKind, Config, Machine, ParaPayload};
+use trapgate_x86::model::X86_64_V2;
+
+const BASE: u64 = 0xffff_ffff_8000_0000;
+const PAGE: u64 = 4096;
+/// An address of the upper half that the first mapping says nothing of.
+const ELSEWHERE: u64 = 0xffff_9600_0000_0000;
+const SLOT: u64 = 300;
+/// Where arguments of calls are.
+const ARGUMENTS: u64 = BASE + 0x200 * PAGE;
+
+const MMU_UPDATE: u32 = 1;
+const UPDATE_VA_MAPPING: u32 = 14;
+const MMUEXT_OP: u32 = 26;
+const NEW_BASEPTR: u64 = 5;
+const SELF: u64 = 0x7ff0;
+
+struct Guest {
+    machine: Machine,
+    first: u64,
+}
+
+impl Guest {
+    fn new() -> Self {
+        let config = Config {
+            memory: 8 << 20,
+            model: X86_64_V2,
+            clock: ClockKind::Virtual,
+            seed: 1,
+            debug_console: false,
+            debug_exit: false,
+            epoch_seconds: 0,
+        };
+        let kernel = para_kernel(&[0xeb, 0xfe]);
+        let payload =
+            ParaPayload { kernel: &kernel, initrd: None, command_line: "", domid: 1, maximum_memory: 0 };
+        let machine = Machine::new_para(&config, &payload).unwrap();
+        let first = machine.domain().unwrap().layout.ram.start;
+        Guest { machine, first }
+    }
+
+    fn call(&mut self, number: u32, args: [u64; 5]) -> u64 {
+        self.machine.native_hypercall(number, args).unwrap().unwrap()
+    }
+
+    fn load(&mut self, va: u64) -> Option<u64> {
+        self.machine.cpu_mut().load_u64(va).ok()
+    }
+
+    fn store(&mut self, va: u64, value: u64) {
+        self.machine.cpu_mut().store_u64(va, value).unwrap();
+    }
+
+    /// A page-table entry that leads to a PFN.
+    fn entry(&self, pfn: u64) -> u64 {
+        (self.first + pfn) << 12 | 0x67
+    }
+
+    /// Makes a page that is mapped at first read-only, as it is to become a page table.
+    fn protect(&mut self, pfn: u64) {
+        let entry = self.entry(pfn) & !2;
+        assert_eq!(self.call(UPDATE_VA_MAPPING, [BASE + pfn * PAGE, entry, 0, 0, 0]), 0, "PFN {pfn:#x}");
+    }
+
+    /// Tables at three PFNs from `pfn` on that lead from an entry of a root to a page.
+    fn tables(&mut self, pfn: u64, page: u64) {
+        for (table, next) in [(pfn, pfn + 1), (pfn + 1, pfn + 2), (pfn + 2, page)] {
+            self.store(BASE + table * PAGE, self.entry(next));
+        }
+        (pfn..pfn + 3).for_each(|table| self.protect(table));
+    }
+
+    /// A root at a PFN that is the present one, and leads to tables at `ELSEWHERE`.
+    fn root(&mut self, pfn: u64, tables: u64) {
+        let now = self.machine.domain().unwrap().paging().kernel_root(0).unwrap();
+        for index in (0..512).filter(|index| !(256..272).contains(index)) {
+            let mut entry = [0; 8];
+            self.machine.cpu().memory().read(now.maddr() + index * 8, &mut entry).unwrap();
+            self.store(BASE + pfn * PAGE + index * 8, u64::from_le_bytes(entry));
+        }
+        self.store(BASE + pfn * PAGE + SLOT * 8, self.entry(tables));
+        self.protect(pfn);
+    }
+
+    fn enter(&mut self, pfn: u64) {
+        self.store(ARGUMENTS, NEW_BASEPTR);
+        self.store(ARGUMENTS + 8, self.first + pfn);
+        assert_eq!(self.call(MMUEXT_OP, [ARGUMENTS, 1, 0, SELF, 0]), 0);
+    }
+
+    /// Changes an entry of a live table.
+    fn update(&mut self, table: u64, index: u64, entry: u64) {
+        self.store(ARGUMENTS, (self.first + table) << 12 | (index * 8));
+        self.store(ARGUMENTS + 8, entry);
+        assert_eq!(self.call(MMU_UPDATE, [ARGUMENTS, 1, 0, SELF, 0]), 0);
+    }
+}
+
+/// Two roots, 0x300 and 0x301, lead to the page 0x280 by the tables at 0x310; those at 0x320 lead to 0x281.
+fn two_roots() -> Guest {
+    let mut guest = Guest::new();
+    guest.store(BASE + 0x280 * PAGE, 0x1111);
+    guest.store(BASE + 0x281 * PAGE, 0x2222);
+    guest.tables(0x310, 0x280);
+    guest.tables(0x320, 0x281);
+    guest.root(0x300, 0x310);
+    guest.root(0x301, 0x310);
+    guest.enter(0x300);
+    assert_eq!(guest.load(ELSEWHERE), Some(0x1111));
+    guest
+}
+
+#[test]
+fn what_all_roots_share_is_right_in_each() {
+    let mut guest = two_roots();
+    guest.enter(0x301);
+    assert_eq!(guest.load(ELSEWHERE), Some(0x1111));
+    guest.enter(0x300);
+    assert_eq!(guest.load(ELSEWHERE), Some(0x1111));
+}
+
+#[test]
+fn an_entry_of_the_root_that_changes_takes_what_came_by_another_root_along() {
+    let mut guest = two_roots();
+    guest.enter(0x301);
+    guest.update(0x301, SLOT, guest.entry(0x320));
+    assert_eq!(guest.load(ELSEWHERE), Some(0x2222));
+    // The other root still leads where it did.
+    guest.enter(0x300);
+    assert_eq!(guest.load(ELSEWHERE), Some(0x1111));
+}
+
+#[test]
+fn entries_below_the_root_that_change_are_seen_at_once_or_by_the_next_flush() {
+    for (table, target) in [(0x310, 0x321), (0x311, 0x322), (0x312, 0x281)] {
+        let mut guest = two_roots();
+        guest.update(table, 0, guest.entry(target));
+        guest.enter(0x301);
+        assert_eq!(guest.load(ELSEWHERE), Some(0x2222), "table {table:#x}");
+        guest.update(table, 0, 0);
+        guest.enter(0x300);
+        assert_eq!(guest.load(ELSEWHERE), None, "table {table:#x}");
+    }
+}
+
+#[test]
+fn a_page_that_becomes_a_table_is_not_written_by_what_was_cached() {
+    let mut guest = two_roots();
+    // Cached as writable, in the kernel's own mapping and elsewhere.
+    guest.store(BASE + 0x290 * PAGE, 0);
+    guest.protect(0x290);
+    guest.update(0x322, 1, (guest.first + 0x290) << 12 | 0x21);
+    guest.update(0x321, 1, guest.entry(0x290));
+    assert!(guest.machine.cpu_mut().store_u64(BASE + 0x290 * PAGE, guest.first << 12 | 0x67).is_err());
+    assert_eq!(guest.load(BASE + 0x290 * PAGE), Some(0));
+}
