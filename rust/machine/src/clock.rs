@@ -3,7 +3,7 @@
 //! All of a machine's timers are functions of this one number of nanoseconds since power-on.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use trapgate_devices::Nanos;
 
@@ -29,13 +29,21 @@ pub struct Clock {
     origin: Instant,
     /// Real: when the machine started to run, in nanoseconds since `origin`; [`STOPPED`] while it does not.
     started: AtomicU64,
+    /// What an instruction has taken of late, in picoseconds of host time.
+    pace: AtomicU64,
 }
 
 const STOPPED: u64 = u64::MAX;
 
 impl Clock {
     pub fn new(kind: ClockKind) -> Self {
-        Clock { kind, base: AtomicU64::new(0), origin: Instant::now(), started: AtomicU64::new(STOPPED) }
+        Clock {
+            kind,
+            base: AtomicU64::new(0),
+            origin: Instant::now(),
+            started: AtomicU64::new(STOPPED),
+            pace: AtomicU64::new(FIRST_PACE),
+        }
     }
 
     pub fn kind(&self) -> ClockKind {
@@ -83,6 +91,21 @@ impl Clock {
         }
     }
 
+    /// So many instructions have taken so long.
+    pub fn measured(&self, instructions: u64, took: Duration) {
+        if instructions >= LEAST_SLICE {
+            let now = (took.as_nanos() as u64).saturating_mul(1000) / instructions;
+            let before = self.pace.load(Relaxed);
+            self.pace.store(((3 * before + now) / 4).clamp(FASTEST, SLOWEST), Relaxed);
+        }
+    }
+
+    /// Instructions after which the machine looks around, under either clock: they bound the time by which a limit of host
+    /// time is overrun. No guest can tell where a slice ended. Its end costs about a microsecond.
+    pub fn slice(&self) -> u64 {
+        (SLICE_PICOSECONDS / self.pace.load(Relaxed)).clamp(SHORTEST_SLICE, LONGEST_SLICE)
+    }
+
     /// The count at which `deadline` is reached, as seen from `count`. Under the real clock a guess that is early
     /// enough: the loop looks at the time again when it gets there.
     pub fn count_at(&self, deadline: Option<Nanos>, count: u64) -> u64 {
@@ -93,18 +116,25 @@ impl Clock {
                 if ahead == 0 {
                     return count;
                 }
-                count.saturating_add((ahead / NANOS_PER_INSTRUCTION).clamp(LEAST_SLICE, MOST_SLICE))
+                // A little early: what is left is then a short slice.
+                let instructions = ahead.saturating_mul(875) / self.pace.load(Relaxed);
+                count.saturating_add(instructions.clamp(LEAST_SLICE, self.slice()))
             }
         }
     }
 }
 
-/// Real clock: about what an instruction takes, for the length of a slice.
-const NANOS_PER_INSTRUCTION: u64 = 12;
+/// What an instruction takes, before anything was measured, at least, and at most (each may flush the TLB).
+const FIRST_PACE: u64 = 4_000;
+const FASTEST: u64 = 50;
+const SLOWEST: u64 = 1_000_000;
+/// How long a slice is to take: long beside what its end costs, short for whoever waits for it.
+const SLICE_PICOSECONDS: u64 = 200_000_000;
+/// Instructions of a slice whatever was measured: what comes next may take a thousand times as long.
+const SHORTEST_SLICE: u64 = 20_000;
+const LONGEST_SLICE: u64 = 200_000;
 /// Real clock: no timer fires faster than the guest can run this many instructions.
 pub const LEAST_SLICE: u64 = 1_000;
-/// Real clock: the time is looked at again after this many.
-const MOST_SLICE: u64 = 60_000;
 
 #[cfg(test)]
 mod tests {

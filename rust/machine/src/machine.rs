@@ -152,8 +152,12 @@ impl Machine {
             }
             let count = self.engine.cpu.count;
             let until = self.clock.count_at(limits.time, count);
-            let until = until.min(limits.count.unwrap_or(u64::MAX)).min(count.saturating_add(SLICE));
-            match self.engine.run(until) {
+            let until =
+                until.min(limits.count.unwrap_or(u64::MAX)).min(count.saturating_add(self.clock.slice()));
+            let began = Instant::now();
+            let exit = self.engine.run(until);
+            self.clock.measured(self.engine.cpu.count.wrapping_sub(count), began.elapsed());
+            match exit {
                 EngineExit::Budget | EngineExit::Requested => {}
                 EngineExit::Halted => {
                     if let Some(exit) = self.halt(limits, wall) {
@@ -370,10 +374,6 @@ fn record_bytes<T: serde::Serialize>(record: &T) -> Vec<u8> {
     bytes
 }
 
-/// Instructions after which the loop looks around, whatever the clock: bounds the time that a limit of host time is
-/// overrun by. No guest can tell where a slice ended. Its end costs about a microsecond, which is to be little beside what
-/// translated code takes for a slice.
-const SLICE: u64 = 60_000;
 /// Real clock: output that is watched is shown after this long, or when the guest halts.
 const GATHER: Duration = Duration::from_micros(300);
 /// How long a halted machine sleeps at most before it looks around.
