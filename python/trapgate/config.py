@@ -29,6 +29,7 @@ __all__ = [
     "Source",
     "format_size",
     "parse_size",
+    "read_toml",
 ]
 
 Mode: TypeAlias = Literal["full", "para", "hardware"]
@@ -58,6 +59,18 @@ def parse_size(value: int | str, what: str = "size") -> int:
     if match is None:
         raise ConfigError(f"{what} is {value!r}; it must be a number of bytes or text such as 512M")
     return int(match[1]) * _UNITS[match[2].upper()]
+
+
+def read_toml(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read a TOML file; raises `ConfigError` for one that cannot be read or is not TOML."""
+    import tomllib
+
+    try:
+        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read {os.fspath(path)}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise ConfigError(f"{os.fspath(path)} is not TOML: {error}") from error
 
 
 def format_size(size: int) -> str:
@@ -233,14 +246,7 @@ class Machine:
     @classmethod
     def from_toml(cls, path: str | os.PathLike[str]) -> Self:
         """Read a machine from a TOML file; relative file names in it are relative to its folder."""
-        import tomllib
-
-        try:
-            values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise ConfigError(f"cannot read {os.fspath(path)}: {error.strerror or error}") from error
-        except ValueError as error:
-            raise ConfigError(f"{os.fspath(path)} is not TOML: {error}") from error
+        values = read_toml(path)
         folder = Path(path).parent
         files = {
             name: folder / values[name] for name in ("kernel", "initrd") if isinstance(values.get(name), str)

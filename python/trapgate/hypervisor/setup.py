@@ -17,13 +17,12 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from trapgate.config import Machine, parse_size
+from trapgate.config import Machine, parse_size, read_toml
 from trapgate.errors import ConfigError
 from trapgate.hypervisor.hypervisor import Hypervisor
 from trapgate.hypervisor.permissions import Permissions
@@ -113,12 +112,7 @@ class Setup:
     @classmethod
     def from_toml(cls, path: str | os.PathLike[str]) -> Self:
         """Read a file; raises `ConfigError` for what is wrong in it."""
-        try:
-            values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise ConfigError(f"cannot read {os.fspath(path)}: {error.strerror or error}") from error
-        except ValueError as error:
-            raise ConfigError(f"{os.fspath(path)} is not TOML: {error}") from error
+        values = read_toml(path)
         if unknown := sorted(set(values) - {"guest", "cpus", "memory"}):
             raise ConfigError(f"a hypervisor has no {unknown[0]!r}; it has: cpus, guest, memory")
         tables = values.pop("guest", [])
