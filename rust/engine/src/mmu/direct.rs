@@ -147,16 +147,16 @@ impl Vcpu {
         if self.windows.range.contains(&linear) {
             return self.place_window(linear, paging, access, system);
         }
-        match walk::translate(&self.memory, paging, linear, access) {
-            Ok(mapping) => {
-                let global = !access.user && linear >= UPPER_HALF;
-                if global {
-                    // Which entries the translation came from is noted, so that a change of one can be seen to matter.
-                    let kept = &mut self.kept;
-                    let _ = walk::walk(&self.memory, paging, linear, |step| kept.note(step.entry_gpa));
-                }
-                Ok(self.enter(linear, paging, &Mapping { global, ..mapping }, access.user))
+        let global = !access.user && linear >= UPPER_HALF;
+        let kept = &mut self.kept;
+        // Which entries a translation that is kept came from is noted, so that a change of one can be seen to matter.
+        let note = |step: walk::Step| {
+            if global {
+                kept.note(step.entry_gpa);
             }
+        };
+        match walk::translate_by(&self.memory, paging, linear, access, note) {
+            Ok(mapping) => Ok(self.enter(linear, paging, &Mapping { global, ..mapping }, access.user)),
             Err(fault) => match self.trapped(linear, paging, access, fault) {
                 Some(gpa) => Ok(Place::Table(gpa)),
                 None => {

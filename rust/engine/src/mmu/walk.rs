@@ -165,6 +165,17 @@ pub fn translate(
     linear: u64,
     access: Access,
 ) -> Result<Mapping, PageFault> {
+    translate_by(memory, paging, linear, access, |_| {})
+}
+
+/// The same; `each` sees the entries that a translation came from.
+pub fn translate_by(
+    memory: &GuestMemory,
+    paging: &Paging,
+    linear: u64,
+    access: Access,
+    each: impl FnMut(Step),
+) -> Result<Mapping, PageFault> {
     loop {
         let mut path = Path::default();
         let mapping = walk(memory, paging, linear, |step| path.push(step)).map_err(|fault| match fault {
@@ -175,6 +186,7 @@ pub fn translate(
             return Err(paging.error(access, true, false));
         }
         if path.mark(memory, paging, access.write) {
+            path.steps.into_iter().flatten().for_each(each);
             let dirty = mapping.dirty || access.write;
             return Ok(Mapping { dirty, ..mapping });
         }
