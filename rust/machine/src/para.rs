@@ -88,7 +88,7 @@ impl Machine {
         };
         let model = Arc::new(PvCpu::model(&config.model));
         let mut vcpu = Vcpu::new(model, PROCESSOR, memory, Box::new(platform), Arc::clone(&requests));
-        let monitor = PvCpu::new(domain, requests, start.root, start.rsp);
+        let monitor = PvCpu::new(domain, start.root, start.rsp);
         monitor.show_windows(&mut vcpu);
         vcpu.set_monitor(Box::new(monitor));
         cpu::reset(&mut vcpu);

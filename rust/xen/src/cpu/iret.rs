@@ -2,6 +2,7 @@
 
 use trapgate_engine::exit::Exit;
 use trapgate_engine::fault::Exception;
+use trapgate_engine::mmu::access::canonical;
 use trapgate_engine::state::Vcpu;
 use trapgate_x86::exception::Vector;
 use trapgate_x86::insn::Seg;
@@ -16,11 +17,6 @@ const IN_SYSCALL: u64 = 0x100;
 /// Flags that the frame decides about.
 const FROM_FRAME: u64 =
     rflags::STATUS | rflags::TF | rflags::DF | rflags::NT | rflags::RF | rflags::AC | rflags::ID;
-
-/// Whether bits 63 to 47 are all equal.
-fn canonical(address: u64) -> bool {
-    (address as i64) << 16 >> 16 == address as i64
-}
 
 impl PvCpu {
     /// HYPERVISOR_iret: the frame at RSP is rax, r11, rcx, flags, rip, cs, rflags, rsp, ss (xen/include/public/arch-x86/xen-x86_64.h).
@@ -54,7 +50,6 @@ impl PvCpu {
         }
         cpu.regs[0] = rax;
         cpu.regs[4] = rsp;
-        self.nmi_masked = false;
         self.set_upcall_mask(flags & rflags::IF == 0);
         let kept = cpu.rflags() & !(FROM_FRAME | rflags::IOPL | rflags::VM);
         cpu.return_rflags(kept | flags & FROM_FRAME | rflags::IF | rflags::FIXED);

@@ -13,7 +13,6 @@ mod segments;
 
 use std::sync::Arc;
 
-use trapgate_engine::Requests;
 use trapgate_engine::exit::Exit;
 use trapgate_engine::fault::{Exception, Kind};
 use trapgate_engine::monitor::{Handled, Monitor, Stored, TableStore};
@@ -66,7 +65,6 @@ pub mod assist {
 #[derive(Debug)]
 pub struct PvCpu {
     pub domain: Arc<Domain>,
-    pub requests: Arc<Requests>,
     pub traps: Box<[Trap; 256]>,
     pub callbacks: Callbacks,
     /// Stack of the kernel when it is entered from user mode (`stack_switch`).
@@ -84,7 +82,6 @@ pub struct PvCpu {
     /// System time at which the vCPU last changed between running and blocked, and the time spent in each state.
     pub runstate: hypercall::vcpu::Runstate,
     pub has_own_vcpu_info: bool,
-    pub nmi_masked: bool,
     /// CR4 as the guest has set it: the bits that it controls.
     pub cr4: u64,
     /// Code and stack segments that the last iret to others than the flat ones has loaded, as long as the GDT has them.
@@ -140,10 +137,9 @@ pub fn reset(cpu: &mut Vcpu) {
 }
 
 impl PvCpu {
-    pub fn new(domain: Arc<Domain>, requests: Arc<Requests>, kernel_root: Mfn, kernel_sp: u64) -> Self {
+    pub fn new(domain: Arc<Domain>, kernel_root: Mfn, kernel_sp: u64) -> Self {
         PvCpu {
             domain,
-            requests,
             traps: Box::new([Trap::default(); 256]),
             callbacks: Callbacks::default(),
             kernel_sp,
@@ -156,7 +152,6 @@ impl PvCpu {
             time_area: 0,
             runstate: hypercall::vcpu::Runstate::default(),
             has_own_vcpu_info: false,
-            nmi_masked: false,
             cr4: 0,
             polling: None,
             known_return: None,

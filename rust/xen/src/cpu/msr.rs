@@ -1,5 +1,6 @@
 //! RDMSR and WRMSR of a para-virtual kernel: its segment bases, what the model tells of itself, and Xen's own.
 
+use trapgate_engine::mmu::access::canonical;
 use trapgate_engine::state::Vcpu;
 use trapgate_x86::insn::Seg;
 use trapgate_x86::model::Model;
@@ -7,7 +8,6 @@ use trapgate_x86::msr::{self, IA32_APIC_BASE};
 use trapgate_x86::regs::efer;
 
 use super::PvCpu;
-use super::segments::canonical;
 
 /// A write of a machine address here fills that frame with hypercall stubs (CPUID leaf 40000002h).
 const HYPERCALL_PAGE: u32 = 0x4000_0000;
@@ -73,13 +73,12 @@ impl PvCpu {
             return false;
         }
         let mfn = crate::paging::Mfn(value >> 12);
-        let domain = std::sync::Arc::clone(&self.domain);
-        let mut paging = domain.paging();
+        let mut paging = self.domain.paging();
         // The frame must be one that may be written to; it is held only while it is.
         if paging.hold_writable(&mut super::CpuTlb(cpu), mfn).is_err() {
             return false;
         }
-        let written = domain.memory().write(value, &crate::hypercall::page::stubs()).is_ok();
+        let written = self.domain.memory().write(value, &crate::hypercall::page::stubs()).is_ok();
         let released = paging.release_writable(&mut super::CpuTlb(cpu), mfn).is_ok();
         written && released
     }

@@ -28,7 +28,7 @@ impl PvCpu {
             self.runstate.entered,
         ]);
         words.extend(self.runstate.times);
-        words.extend([u64::from(self.has_own_vcpu_info), u64::from(self.nmi_masked), self.cr4]);
+        words.extend([u64::from(self.has_own_vcpu_info), self.cr4]);
         words.extend([u64::from(self.polling.is_some()), self.polling.unwrap_or(0)]);
         words.extend([self.io_bitmap.0, u64::from(self.io_bitmap.1)]);
         words.iter().flat_map(|word| word.to_le_bytes()).collect()

@@ -1,5 +1,6 @@
 //! Segments of a para-virtual guest: its GDT with the hypervisor's part, its LDT, and the bases that it may set.
 
+use trapgate_engine::mmu::access::canonical;
 use trapgate_engine::monitor::{Window, WindowTo, Windows};
 use trapgate_engine::state::Vcpu;
 use trapgate_x86::insn::Seg;
@@ -12,11 +13,6 @@ use crate::public::{FIRST_RESERVED_GDT_ENTRY, GDT_WINDOW, HYPERVISOR_END, HYPERV
 /// Entries in a page of descriptors.
 const ENTRIES_IN_PAGE: usize = 512;
 const PAGE: u64 = 4096;
-
-/// Whether bits 63 to 47 are all equal.
-pub(crate) fn canonical(address: u64) -> bool {
-    (address as i64) << 16 >> 16 == address as i64
-}
 
 impl PvCpu {
     /// Shows the guest's kernel M2P, and the processor the descriptor tables: the frames of the GDT with the page of

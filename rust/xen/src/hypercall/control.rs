@@ -1,5 +1,6 @@
 //! Calls that set the processor up: trap table, callbacks, GDT, debug registers; and the small ones.
 
+use trapgate_engine::mmu::access::canonical;
 use trapgate_engine::state::Vcpu;
 use trapgate_x86::regs::{cr0, cr4, dr6, dr7};
 
@@ -12,11 +13,6 @@ use crate::public::{FIRST_RESERVED_GDT_ENTRY, HYPERVISOR_END, HYPERVISOR_START};
 
 /// The lines that console_io may write between two looks around, in bytes.
 const MOST_CONSOLE: u64 = 4096;
-
-/// Whether bits 63 to 47 are all equal.
-fn canonical(address: u64) -> bool {
-    (address as i64) << 16 >> 16 == address as i64
-}
 
 /// set_trap_table(traps): entries of 16 bytes up to one whose address is 0; without a list all are cleared.
 pub(super) fn set_trap_table(pv: &mut PvCpu, cpu: &mut Vcpu, list: u64) -> Result<(), Errno> {

@@ -9,7 +9,7 @@ use crate::event::Channel;
 use crate::public::DOMID_SELF;
 
 pub(super) fn event_channel_op(pv: &mut PvCpu, cpu: &mut Vcpu, command: u64, arg: u64) -> Result<(), Errno> {
-    let domain = std::sync::Arc::clone(&pv.domain);
+    let domain = &pv.domain;
     let own = |id: u16| id == DOMID_SELF || id == domain.config.domid;
     match command {
         // bind_interdomain is for back-ends, and this guest is none.

@@ -105,7 +105,7 @@ fn run(pv: &mut PvCpu, cpu: &mut Vcpu, number: u64, args: Args) -> Result<Done, 
 
 /// The handlers that are ours.
 fn native(pv: &mut PvCpu, cpu: &mut Vcpu, name: Name, args: Args) -> Result<Done, Exit> {
-    let [first, second, third, fourth, _] = args;
+    let [first, second, third, ..] = args;
     Ok(match name {
         Name::SetTrapTable => control::set_trap_table(pv, cpu, first).into(),
         Name::MmuUpdate => mmu::mmu_update(pv, cpu, args),
@@ -140,10 +140,7 @@ fn native(pv: &mut PvCpu, cpu: &mut Vcpu, name: Name, args: Args) -> Result<Done
         Name::EventChannelOp => event::event_channel_op(pv, cpu, first, second).into(),
         Name::PhysdevOp => control::physdev_op(pv, cpu, first, second).into(),
         // Each other number has an error of its own in the table, and none of them is native.
-        _ => {
-            let _ = fourth;
-            Done::Value(Errno::NoSys.code())
-        }
+        _ => Done::Value(Errno::NoSys.code()),
     })
 }
 

@@ -158,7 +158,7 @@ fn register_vcpu_info(pv: &mut PvCpu, cpu: &mut Vcpu, arg: u64) -> Result<u64, E
     if offset % 8 != 0 || offset > 4096 - shared::VCPU_INFO_SIZE {
         return Err(Errno::Nxio);
     }
-    let domain = std::sync::Arc::clone(&pv.domain);
+    let domain = &pv.domain;
     domain.paging().hold_writable(&mut CpuTlb(cpu), mfn)?;
     let memory = domain.memory();
     let page = memory.page(mfn.0 << 12).ok_or(Errno::Inval)?;

@@ -3,6 +3,8 @@
 //! A domain without devices has no say in cache attributes and no superpages (xen/arch/x86/mm.c keeps the masks;
 //! layout: SDM vol. 3, 5.5). What is not listed as refused here is the guest's to use, and entries stay as it wrote them.
 
+pub(super) use trapgate_engine::mmu::access::canonical;
+
 /// Entries of a table.
 pub(super) const ENTRIES: u64 = 512;
 
@@ -92,10 +94,6 @@ impl Entry {
 /// Index of the entry that translates a linear address in the table of a level.
 pub(super) fn index(va: u64, level: u8) -> u64 {
     (va >> (12 + 9 * (u32::from(level) - 1))) & (ENTRIES - 1)
-}
-
-pub(super) fn canonical(va: u64) -> bool {
-    ((va as i64) << 16) >> 16 == va as i64
 }
 
 #[cfg(test)]
