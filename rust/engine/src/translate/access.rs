@@ -7,8 +7,8 @@ use trapgate_x86::op::Op;
 
 use super::context::GROUPS;
 use super::emit::Fetched;
+use super::path::Planned;
 use super::plan::{self, Plan};
-use super::unit::Planned;
 
 /// Bytes from the first to the last of a group at most.
 const SPAN: i64 = 1024;
@@ -130,8 +130,8 @@ fn access(
         _ => None,
     });
     match plan {
-        Plan::Push | Plan::Call if memory.is_none() => return stack(-8, true),
-        Plan::Pop | Plan::Return => return stack(0, false),
+        Plan::Push | Plan::Call | Plan::CallInside if memory.is_none() => return stack(-8, true),
+        Plan::Pop | Plan::Return | Plan::ReturnInside(_) => return stack(0, false),
         Plan::Pushf => return stack(-8, true),
         Plan::Copy | Plan::Vector | Plan::Divide | Plan::Push | Plan::Call | Plan::Jump => {}
         _ => return None,
@@ -180,7 +180,8 @@ impl Registers {
     /// What an instruction does to the registers.
     fn follow(&mut self, insn: &Insn, plan: Plan) {
         match plan {
-            Plan::Push | Plan::Call | Plan::Pushf => return self.add(4, -8),
+            Plan::Push | Plan::Call | Plan::CallInside | Plan::Pushf => return self.add(4, -8),
+            Plan::ReturnInside(_) => return self.add(4, 8),
             Plan::Pop => {
                 self.add(4, 8);
                 if let Operand::Gpr { reg, .. } = insn.operands[0] {
@@ -192,7 +193,9 @@ impl Registers {
                 self.set(4);
                 return self.set(5);
             }
-            Plan::Nothing | Plan::Branch | Plan::Jump | Plan::Return | Plan::Interpret => return,
+            Plan::Nothing | Plan::Branch | Plan::Jump | Plan::Follow | Plan::Return | Plan::Interpret => {
+                return;
+            }
             _ => {}
         }
         if let Some((reg, value)) = constant_added(insn) {

@@ -15,6 +15,7 @@ use super::context::{Place, field, place, slot};
 use super::exits::{Cold, Exits, Second};
 use super::loops::Loop;
 use super::plan::{self, Plan};
+use super::stack::PutOff;
 
 /// An instruction as it was fetched and decoded.
 #[derive(Clone, Copy, Debug)]
@@ -66,6 +67,7 @@ pub struct Emitter<'a> {
     pub groups: Groups,
     /// The loop whose fast form is emitted now.
     pub fast: Option<Loop>,
+    pub put_off: PutOff,
 }
 
 /// A register that an instruction uses in place of one that lives in memory.
@@ -86,7 +88,7 @@ impl Emitter<'_> {
     /// Emits an instruction of one of the plans that do not transfer control.
     pub fn instruction(&mut self, f: &Fetched<'_>, plan: Plan) -> Result<(), Untranslatable> {
         match plan {
-            Plan::Nothing => Ok(()),
+            Plan::Nothing | Plan::Follow => Ok(()),
             Plan::Lea => {
                 self.lea(f);
                 Ok(())

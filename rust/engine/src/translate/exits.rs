@@ -135,9 +135,9 @@ impl Exits {
 /// Code that is put behind its unit.
 #[derive(Clone, Copy, Debug)]
 pub enum Cold {
-    /// `jump` leads to a stub that asks for a page. The address is in R10, or `[base + low]` of the stack; the access starts
-    /// again at `retry`.
-    Miss { jump: Fixup, exit: u32, stack: Option<(u8, i32)>, retry: u64 },
+    /// `jump` leads to a stub that asks for a page, perhaps the stack's. The address is in R10, or `base + low`; the access
+    /// starts again at `retry`.
+    Miss { jump: Fixup, exit: u32, address: Option<(u8, i32)>, stack: bool, retry: u64 },
     /// `jump` leads out.
     Leave { jump: Fixup, exit: u32 },
     /// `jump` leads out after the flags have been put back: they and RAX stand in the context.
@@ -146,6 +146,8 @@ pub enum Cold {
     Taken { jump: Fixup, target: u64, count: u32 },
     /// The same out of the fast form of a loop: `count` instructions of the iteration are complete.
     Broken { jump: Fixup, target: u64, count: u32, len: u32, in_memory: bool },
+    /// A return that led elsewhere than was expected, to the address in R10; RSP is still to be moved.
+    Elsewhere { jump: Fixup, rip: u64, count: u32, moved: i32 },
     /// Round a loop, of which `count` instructions are complete.
     Back { jump: Fixup, count: u32 },
 }

@@ -18,6 +18,7 @@ use super::context::{Place, place};
 use super::emit::Fetched;
 use super::exits::{Cold, Exit, Exits};
 use super::names::{named, register};
+use super::path::Path;
 use super::plan::Plan;
 use super::thunks::Thunks;
 use super::unit::{self, LONGEST, Source};
@@ -127,12 +128,15 @@ pub fn explain(code: &[u8], address: u64, user: bool, features: &Features) -> Ex
     let source = Source {
         rip: address,
         code: &code[..in_page],
+        from: address,
         page: 0,
         user,
         privileged: !user,
         features: *features,
         longest: LONGEST,
         alone: false,
+        // Each address is shown once.
+        follow: false,
     };
     let mut asm = Asm { notes: Some(Vec::new()), ..Asm::default() };
     asm.start(BASE);
@@ -143,7 +147,7 @@ pub fn explain(code: &[u8], address: u64, user: bool, features: &Features) -> Ex
     }
     let mut notes = asm.notes.take().unwrap_or_default();
     notes.retain(|(at, _)| *at <= asm.code.len());
-    let list = unit::fetch(&source);
+    let list = Path::of(&source).list;
     let mut cut =
         Cut { parts: Vec::new(), own: vec![0..0; list.len()], interpreted: vec![false; list.len()] };
     cut.parts(&asm, &exits, &notes);
@@ -219,6 +223,7 @@ fn rare(cold: &Cold, exits: &Exits) -> (&'static str, Option<usize>) {
         },
         Cold::Taken { count, .. } => ("side exit", last(count)),
         Cold::Broken { count, .. } => ("side exit of the loop without checks", last(count)),
+        Cold::Elsewhere { count, .. } => ("return elsewhere", last(count)),
         Cold::Back { count, .. } => ("round the loop", last(count)),
     }
 }
@@ -274,8 +279,10 @@ fn verdict(f: &Fetched<'_>, plan: Plan, same: bool, user: bool) -> (Done, String
         Plan::Cld => "the host's DF stays clear: the guest's is a place in memory",
         Plan::ReadControl => "it is privileged: the guest's control registers are places in memory",
         Plan::ReadSelector => "it would show the host's selector: the guest's is a place in memory",
-        Plan::Call | Plan::Return => "its target is looked up in translated code, and the stack is checked",
-        Plan::Jump | Plan::Branch => Reason::Target.text(),
+        Plan::Call | Plan::Return | Plan::CallInside | Plan::ReturnInside(_) => {
+            "its target is looked up in translated code, and the stack is checked"
+        }
+        Plan::Jump | Plan::Branch | Plan::Follow => Reason::Target.text(),
     };
     (Done::Rewritten, reason.to_owned())
 }
@@ -385,12 +392,14 @@ mod tests {
             let source = Source {
                 rip: 0x1000,
                 code: bytes,
+                from: 0x1000,
                 page: 0,
                 user: false,
                 privileged: true,
                 features: Features::all(),
                 longest: LONGEST,
                 alone: false,
+                follow: false,
             };
             let (mut asm, mut exits) = (Asm::default(), Exits::default());
             asm.start(BASE);

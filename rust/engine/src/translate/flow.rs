@@ -6,15 +6,16 @@ use std::num::NonZeroU32;
 use trapgate_x86::insn::Operand;
 use trapgate_x86::op::Op;
 
-use super::asm::{Encoding, Escape, Fixup, R10, R11, RCX, RSP, Rm, at, indexed};
+use super::asm::{Fixup, R10, R11, RCX, RSP, at, indexed};
 use super::context::{Place, field, jumps_offset, place};
 use super::emit::{Emitter, Fetched};
 use super::exits::{Cold, Exit};
 use super::explain::Note;
 use super::loops::{Counters, FIRST_TRIP, Loop, SOONER_TRIP};
+use super::path::Planned;
 use super::plan::Plan;
 use super::thunks::Thunks;
-use super::unit::Planned;
+use super::unit::compare;
 
 /// Whether a unit need not go on behind an instruction that completes: it has gone somewhere else, or the run is over.
 fn goes_elsewhere(op: Op) -> bool {
@@ -64,6 +65,7 @@ impl Flow<'_> {
     pub fn instruction(&mut self, f: &Fetched<'_>, plan: Plan) -> bool {
         let target = f.next().wrapping_add(f.insn.imm);
         let relative = f.insn.operands[0] == Operand::Rel;
+        self.emitter.begin(f, plan);
         match plan {
             Plan::Interpret => {
                 self.interpret(f);
@@ -94,7 +96,7 @@ impl Flow<'_> {
             }
             Plan::Jump => {
                 self.indirect_target(f);
-                self.leave_indirect(f, 0);
+                self.leave_indirect(f.rip, f.done + 1, 0);
                 false
             }
             Plan::Call => {
@@ -104,6 +106,16 @@ impl Flow<'_> {
             Plan::Return => {
                 self.return_(f);
                 false
+            }
+            Plan::CallInside => {
+                let Place::Host(sp) = place(4) else { return false };
+                self.emitter.stack(f, sp, -8, true);
+                self.emitter.store_return(f, sp);
+                true
+            }
+            Plan::ReturnInside(back) => {
+                self.return_to(f, back);
+                true
             }
             Plan::Syscall => {
                 self.syscall(f);
@@ -129,6 +141,7 @@ impl Flow<'_> {
 
     /// The interpreter runs the instruction, by the exit whose number is returned.
     pub fn interpret(&mut self, f: &Fetched<'_>) -> u32 {
+        self.emitter.settle();
         let exit = self.emitter.interpret(f);
         self.emitter.asm.note(Note::Interpret(f.done));
         self.emitter.asm.store_constant32(field!(exit), exit);
@@ -183,20 +196,12 @@ impl Flow<'_> {
             }
             _ => self.emitter.stack(f, sp, -8, true),
         }
-        let asm = &mut *self.emitter.asm;
-        let slot = indexed(sp, R11, 0, -8);
-        if let Ok(short) = i32::try_from(f.next() as i64) {
-            let plain = Encoding::new(Escape::None, 0xc7, true, 0, Rm::Mem(slot));
-            asm.emit(&Encoding { imm: &short.to_le_bytes(), ..plain });
-        } else {
-            asm.constant(RCX, f.next());
-            asm.store(slot, RCX);
-        }
-        asm.lea(sp, at(sp, -8));
+        self.emitter.store_return(f, sp);
+        self.emitter.settle();
         if relative {
             self.leave_to(target, f.done + 1);
         } else {
-            self.leave_indirect(f, -8);
+            self.leave_indirect(f.rip, f.done + 1, -8);
         }
     }
 
@@ -204,9 +209,23 @@ impl Flow<'_> {
         let Place::Host(sp) = place(4) else { return };
         let release = if let Operand::Imm { .. } = f.insn.operands[0] { f.insn.imm as i32 } else { 0 };
         self.emitter.stack(f, sp, 0, false);
-        self.emitter.asm.load(R10, indexed(sp, R11, 0, 0));
-        self.emitter.asm.lea(sp, at(sp, 8 + release));
-        self.leave_indirect(f, 8 + release);
+        self.emitter.asm.load(R10, indexed(sp, R11, 0, self.emitter.put_off.moved));
+        self.emitter.put_off.moved += 8 + release;
+        self.emitter.settle();
+        self.leave_indirect(f.rip, f.done + 1, 8 + release);
+    }
+
+    /// A return that is expected to lead to `back`, where the unit goes on.
+    fn return_to(&mut self, f: &Fetched<'_>, back: u64) {
+        let Place::Host(sp) = place(4) else { return };
+        self.emitter.stack(f, sp, 0, false);
+        self.emitter.asm.load(R10, indexed(sp, R11, 0, self.emitter.put_off.moved));
+        self.emitter.put_off.moved += 8;
+        compare(self.emitter.asm, back);
+        self.emitter.asm.jrcxz(5);
+        let jump = self.emitter.asm.jmp_later();
+        let (rip, count, moved) = (f.rip, f.done + 1, self.emitter.put_off.moved);
+        self.emitter.cold.push(Cold::Elsewhere { jump, rip, count, moved });
     }
 
     /// Takes completed instructions off the budget; the jump is taken when it is used up.
@@ -304,6 +323,7 @@ impl Flow<'_> {
 
     /// Leaves to a known address after `count` instructions.
     pub fn leave_to(&mut self, target: u64, count: u32) {
+        self.emitter.settle();
         let used_up = self.charge(count);
         self.leave_charged(target, used_up);
     }
@@ -342,10 +362,10 @@ impl Flow<'_> {
     }
 
     /// Leaves to the address in R10, by the table of targets.
-    fn leave_indirect(&mut self, f: &Fetched<'_>, undo: i32) {
-        let exit = self.emitter.exits.add(Exit::Indirect { rip: f.rip, undo });
+    fn leave_indirect(&mut self, rip: u64, count: u32, undo: i32) {
+        let exit = self.emitter.exits.add(Exit::Indirect { rip, undo });
         self.emitter.asm.store_constant32(field!(exit), exit);
-        let used_up = self.charge(f.done + 1);
+        let used_up = self.charge(count);
         let asm = &mut *self.emitter.asm;
         asm.low_word(R11, R10);
         asm.jmp_mem(indexed(RSP, R11, 3, jumps_offset(self.emitter.user)));
@@ -367,15 +387,15 @@ impl Flow<'_> {
                     self.emitter.restore_flags();
                     self.stub(exit, self.thunks.exit);
                 }
-                Cold::Miss { jump, exit, stack, retry } => {
+                Cold::Miss { jump, exit, address, stack, retry } => {
                     self.emitter.asm.bind(jump);
                     let mut thunk = self.thunks.miss;
-                    if let Some((base, low)) = stack {
+                    if let Some((base, low)) = address {
                         self.emitter.asm.lea(R10, at(base, low));
-                        if !self.emitter.user {
-                            self.emitter.asm.place_of(R11, retry);
-                            thunk = self.thunks.stack;
-                        }
+                    }
+                    if stack && !self.emitter.user {
+                        self.emitter.asm.place_of(R11, retry);
+                        thunk = self.thunks.stack;
                     }
                     self.stub(exit, thunk);
                 }
@@ -386,6 +406,12 @@ impl Flow<'_> {
                     }
                     let used_up = self.give_back(len, count);
                     self.leave_charged(target, used_up);
+                }
+                Cold::Elsewhere { jump, rip, count, moved } => {
+                    self.emitter.asm.bind(jump);
+                    self.emitter.put_off.moved = moved;
+                    self.emitter.settle();
+                    self.leave_indirect(rip, count, 8);
                 }
                 Cold::Back { jump, count } => {
                     self.emitter.asm.bind(jump);

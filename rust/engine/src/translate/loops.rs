@@ -15,8 +15,8 @@ use super::context::{
 };
 use super::emit::{Emitter, Fetched, counts_by_cl};
 use super::memory::group_slot;
+use super::path::Planned;
 use super::plan::Plan;
-use super::unit::Planned;
 
 /// Iterations below which the head is not worth its while.
 const LEAST: i8 = 4;
@@ -96,7 +96,7 @@ impl Loop {
             && matches!(closes, Plan::Branch | Plan::Jump)
             && last.next().wrapping_add(last.insn.imm) == first.rip;
         let plain = |(f, plan): &Planned<'_>| match plan {
-            Plan::Copy | Plan::Vector | Plan::Nothing | Plan::Branch => true,
+            Plan::Copy | Plan::Vector | Plan::Nothing | Plan::Branch | Plan::Follow => true,
             Plan::Lea => {
                 f.insn.mem.base != RIP
                     && !lives_in_memory(f.insn.mem.base)

@@ -45,6 +45,7 @@ impl Emitter<'_> {
                 stack: false,
                 group: false,
             };
+            self.delta_is(None);
             return self.probe(f, access, 0);
         };
         let mem = &f.insn.mem;
@@ -63,7 +64,8 @@ impl Emitter<'_> {
                 return indexed(R10, R11, 0, 0);
             }
             let base = self.borrow(place(mem.base), R10);
-            return indexed(base, R11, 0, mem.disp as i32);
+            let behind = if group.stack { self.put_off.moved } else { 0 };
+            return indexed(base, R11, 0, mem.disp as i32 + behind);
         }
         let below = (group.low - member.offset) as i32;
         if group.stack {
@@ -92,14 +94,19 @@ impl Emitter<'_> {
 
     /// Keeps the delta in R11 for the members that follow, unless it is at hand anyway.
     pub(super) fn keep_delta(&mut self, n: usize, group: &Group) {
+        self.delta_is(Some(n));
         if group.members > 1 && !self.has_one_stack(group) {
             self.asm.store(group_slot(n), R11);
         }
     }
 
     pub(super) fn group_delta(&mut self, n: usize, group: &Group) {
+        if self.has_delta(n) {
+            return;
+        }
         let from = if self.has_one_stack(group) { field!(stack_delta) } else { group_slot(n) };
         self.asm.load(R11, from);
+        self.delta_is(Some(n));
     }
 
     /// Whether the page kept for the stack cannot have changed since a stack group was checked.
@@ -107,10 +114,19 @@ impl Emitter<'_> {
         group.stack && self.groups.all.iter().filter(|other| other.stack).count() == 1
     }
 
-    /// Looks for the page of the memory operand's address plus `below` in the TLB, and leaves the address in R10 and its
-    /// delta in R11. Uses RCX.
+    /// Looks for the page of the memory operand's address plus `below` in the TLB, and leaves its delta in R11. The address
+    /// is in R10, or in the one register that it is made of. Uses RCX.
     pub(super) fn probe(&mut self, f: &Fetched<'_>, access: Access, below: i32) -> Address {
         let retry = self.asm.here();
+        let mem = &f.insn.mem;
+        let alone = f.insn.addrsize == 8 && mem.index >= 16 && mem.disp == i64::from(below).wrapping_neg();
+        if alone
+            && mem.base < 16
+            && plan::own_base(&f.insn).is_none()
+            && let Place::Host(base) = place(mem.base)
+        {
+            return self.check_at(f, base, retry, access);
+        }
         self.effective_address(f, below);
         self.segment_base(f);
         self.check(f, retry, access)
@@ -127,70 +143,41 @@ impl Emitter<'_> {
 
     /// Looks for the page of the linear address in R10 and leaves its delta in R11. Uses RCX.
     pub(super) fn check(&mut self, f: &Fetched<'_>, retry: u64, access: Access) -> Address {
+        self.check_at(f, R10, retry, access)
+    }
+
+    /// The same for an address in any register.
+    fn check_at(&mut self, f: &Fetched<'_>, linear: u8, retry: u64, access: Access) -> Address {
         let view = tlb_offset(self.user);
         let tag = if access.write { MINUS_WRITE } else { MINUS_READ };
-        self.asm.shrx(R11, R10, RSP);
+        self.asm.shrx(R11, linear, RSP);
         self.asm.low_word(R11, R11);
         self.asm.load(RCX, indexed(RSP, R11, 3, view + tag));
         let last = if access.aligned { 0 } else { i32::from(access.size) - 1 };
-        self.asm.lea(RCX, indexed(RCX, R10, 0, last));
+        self.asm.lea(RCX, indexed(RCX, linear, 0, last));
         if access.aligned {
             self.asm.pext(RCX, RCX, field!(aligned_mask));
         } else {
             self.asm.shrx(RCX, RCX, RSP);
         }
-        self.missing(f, retry, access, None);
+        let elsewhere = (linear != R10).then_some((linear, 0));
+        self.missing(f, retry, access, elsewhere);
         self.asm.load(R11, indexed(RSP, R11, 3, view + DELTA));
-        indexed(R10, R11, 0, 0)
+        indexed(linear, R11, 0, 0)
     }
 
-    /// Leaves for the page of an access unless RCX is zero.
-    pub(super) fn missing(&mut self, f: &Fetched<'_>, retry: u64, access: Access, stack: Option<(u8, i32)>) {
+    /// Leaves for the page of an access unless RCX is zero. The address is in R10 unless it is a register plus a constant.
+    pub(super) fn missing(
+        &mut self,
+        f: &Fetched<'_>,
+        retry: u64,
+        access: Access,
+        address: Option<(u8, i32)>,
+    ) {
         self.asm.jrcxz(5);
         let jump = self.asm.jmp_later();
         let exit = self.exits.add(Exit::Miss { rip: f.rip, done: f.done, retry, access, step: self.step });
-        self.cold.push(Cold::Miss { jump, exit, stack, retry });
-    }
-
-    /// Checks a group on the stack whose first byte is `[base + low]`, and leaves the delta in R11. Uses RCX and R10.
-    pub(super) fn check_stack(&mut self, f: &Fetched<'_>, group: &Group, base: u8, low: i32) {
-        let size = (group.high - group.low) as i32;
-        let access = Access {
-            size: size as u16,
-            write: group.write,
-            aligned: false,
-            stack: true,
-            group: group.members > 1,
-        };
-        let retry = self.asm.here();
-        self.asm.load(RCX, field!(minus_stack));
-        if size == 8 {
-            // A slot that is aligned cannot cross.
-            self.asm.lea(RCX, indexed(RCX, base, 0, low));
-            self.asm.pext(RCX, RCX, field!(slot_mask));
-        } else {
-            // First and last byte must both be on the page: neither page number may be anything but zero.
-            self.asm.lea(R10, indexed(RCX, base, 0, low));
-            self.asm.lea(RCX, indexed(RCX, base, 0, low + size - 1));
-            self.asm.shrx(R10, R10, RSP);
-            self.asm.shrx(RCX, RCX, RSP);
-            self.asm.lea(RCX, indexed(RCX, R10, 0, 0));
-        }
-        self.missing(f, retry, access, Some((base, low)));
-        self.asm.load(R11, field!(stack_delta));
-    }
-
-    /// Makes the delta of the stack slot at `[RSP + at]` stand in R11: checked now or with its group. Uses RCX and R10.
-    pub(super) fn stack(&mut self, f: &Fetched<'_>, sp: u8, slot: i32, write: bool) {
-        let alone = Group { low: 0, high: 8, write, stack: true, members: 1 };
-        match self.member(f) {
-            Some((member, group)) if !member.first => self.group_delta(member.group, &group),
-            Some((member, group)) => {
-                self.check_stack(f, &group, sp, slot + (group.low - member.offset) as i32);
-                self.keep_delta(member.group, &group);
-            }
-            None => self.check_stack(f, &alone, sp, slot),
-        }
+        self.cold.push(Cold::Miss { jump, exit, address, stack: access.stack, retry });
     }
 }
 

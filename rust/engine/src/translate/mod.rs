@@ -1,7 +1,7 @@
 //! The binary translator: guest code is copied into host code with its registers renamed, its memory operands checked and its
 //! transfers of control linked, and runs there. What it has no form for the interpreter runs, one instruction at a time.
 //!
-//! `unit` and `flow` make units, `access` and `loops` find out which checks they can do without, `plan` says what becomes of each
+//! `path` finds the instructions of a unit, `unit` and `flow` make it, `access` and `loops` find out which checks it can do without, `plan` says what becomes of each
 //! instruction; `emit`, `memory`, `special`, `strings`, `modes` and `asm` make the code. `context` is what that code works on, `exits` and
 //! `thunks` how it leaves; `passage` goes into it and sees to what it left for. `pages` knows which code stands where and
 //! whether it is still good, `tlb` keeps the translations that code may use; `cache` holds the code and enters it. `explain`
@@ -21,8 +21,10 @@ mod modes;
 mod names;
 mod pages;
 mod passage;
+mod path;
 mod plan;
 mod special;
+mod stack;
 mod strings;
 mod thunks;
 mod tlb;

@@ -41,8 +41,21 @@ struct Key {
 struct Unit {
     indirect: u64,
     entry: u64,
-    /// The guest code that it was made from.
+    /// The guest code that it was made from: ranges of the page, by offset and length, and their bytes.
+    pieces: Box<[(u16, u16)]>,
     code: Box<[u8]>,
+}
+
+impl Unit {
+    /// Whether a page holds the code.
+    fn is_made_from(&self, now: &[u8]) -> bool {
+        let mut code = &self.code[..];
+        self.pieces.iter().all(|&(at, len)| {
+            let (piece, rest) = code.split_at(usize::from(len));
+            code = rest;
+            now[usize::from(at)..][..usize::from(len)] == *piece
+        })
+    }
 }
 
 /// A page with units.
@@ -221,21 +234,22 @@ impl Translator {
         }
         let key = self.pages.all[page as usize].key;
         let offset = (rip % PAGE) as usize;
-        let mut code = [0; 15 * unit::LONGEST as usize];
-        let length = code.len().min(PAGE as usize - offset);
-        let code = &mut code[..length];
-        cpu.memory.read_host(key.host + offset as u64, code);
+        let length = PAGE as usize - offset;
+        let mut code = [0; PAGE as usize];
+        cpu.memory.read_host(key.host, &mut code);
         self.asm.start(self.cache.next());
         let longest = self.options.longest;
         let source = Source {
             rip,
-            code,
+            code: &code,
+            from: key.linear,
             page: key.host,
             user: key.user,
             privileged: !key.user && !cpu.is_para(),
             features: cpu.features(),
             longest,
             alone,
+            follow: !alone,
         };
         let made = unit::translate(&mut self.asm, &mut self.exits, &self.thunks, &source);
         let made = match made {
@@ -260,9 +274,13 @@ impl Translator {
         };
         self.cache.append(&self.asm.code);
         self.stats.units += 1;
-        self.stats.code_bytes += u64::from(made.len);
-        let unit =
-            Unit { indirect: made.indirect, entry: made.entry, code: code[..usize::from(made.len)].into() };
+        let code: Box<[u8]> = made
+            .pieces
+            .iter()
+            .flat_map(|&(at, len)| code[usize::from(at)..][..usize::from(len)].iter().copied())
+            .collect();
+        self.stats.code_bytes += code.len() as u64;
+        let unit = Unit { indirect: made.indirect, entry: made.entry, pieces: made.pieces.into(), code };
         let found = Found { indirect: unit.indirect, entry: unit.entry, pair: page.pair };
         page.units.insert(slot, Some(unit));
         page.gone.retain(|&(at, entry)| {
@@ -278,11 +296,12 @@ impl Translator {
 
     /// Translates the instruction at an address of a page that goes on in the next one.
     fn make_across(&mut self, cpu: &Vcpu, page: u32, source: Source<'_>, second: Second) -> Option<Made> {
-        let inside = source.code.len();
+        let first = source.at(source.rip)?;
+        let inside = first.len();
         let mut bytes = [0; 2 * MAX_LENGTH];
-        bytes[..inside].copy_from_slice(source.code);
+        bytes[..inside].copy_from_slice(first);
         bytes[inside..inside + MAX_LENGTH].copy_from_slice(&second.bytes);
-        let source = Source { code: &bytes[..inside + MAX_LENGTH], ..source };
+        let source = Source { code: &bytes[..inside + MAX_LENGTH], from: source.rip, ..source };
         // The look at the second page may have ended units.
         self.asm.start(self.cache.next());
         let made = unit::across(&mut self.asm, &mut self.exits, &self.thunks, &source, second)?;
@@ -426,12 +445,12 @@ impl Translator {
         let (gone, linear) = (&mut known.gone, known.key.linear);
         let mut full = false;
         known.units.retain(|&offset, unit| {
-            let at = usize::from(offset & !ALONE);
+            let at = offset & !ALONE;
             let Some(unit) = unit else { return false };
-            if now[at..at + unit.code.len()] == *unit.code {
+            if unit.is_made_from(&now) {
                 return true;
             }
-            if room.end_unit(unit, linear + at as u64, self.thunks.exit) {
+            if room.end_unit(unit, linear + u64::from(at), self.thunks.exit) {
                 gone.push((offset, unit.entry));
             } else {
                 full = true;

@@ -47,6 +47,10 @@ pub enum Plan {
     Branch,
     Call,
     Return,
+    /// A jump or call to where the unit goes on, and a return that is expected to lead to an address where it does.
+    Follow,
+    CallInside,
+    ReturnInside(u64),
     /// Left to the interpreter, which runs it alone.
     Interpret,
 }

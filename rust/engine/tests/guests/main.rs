@@ -17,6 +17,7 @@ mod limits;
 mod loops;
 mod pae;
 mod passage;
+mod paths;
 mod permissions;
 mod programs;
 mod property;
