@@ -11,7 +11,7 @@ use super::context::{Place, field, jumps_offset, place};
 use super::emit::{Emitter, Fetched};
 use super::exits::{Cold, Exit};
 use super::explain::Note;
-use super::loops::{Counters, FIRST_TRIP, Loop, SOONER_TRIP};
+use super::loops::{Counters, FIRST_TRIP, Loop, SOONER_TRIP, Spare};
 use super::path::Planned;
 use super::plan::Plan;
 use super::thunks::Thunks;
@@ -77,8 +77,8 @@ impl Flow<'_> {
                 let back = self.loops == Some(target);
                 self.emitter.cold.push(match &self.emitter.fast {
                     Some(fast) => {
-                        let (len, in_memory) = (fast.len, fast.counts_in_memory);
-                        Cold::Broken { jump, target, count, len, in_memory }
+                        let (len, in_memory, spare) = (fast.len, fast.counts_in_memory, fast.spare);
+                        Cold::Broken { jump, target, count, len, in_memory, spare }
                     }
                     None if back => Cold::Back { jump, count },
                     None => Cold::Taken { jump, target, count },
@@ -269,7 +269,7 @@ impl Flow<'_> {
         self.emitter.asm.store_constant32(counters.first, FIRST_TRIP);
         self.emitter.asm.bind(over);
         self.emitter.loop_head(list, &back, counters, self.top);
-        let (len, in_memory) = (back.len, back.counts_in_memory);
+        let (len, in_memory, spare) = (back.len, back.counts_in_memory, back.spare);
         if in_memory {
             self.emitter.asm.store(field!(iterations), RCX);
         }
@@ -293,11 +293,17 @@ impl Flow<'_> {
             return;
         }
         self.head = Some(head);
-        self.fast_end(last, len, in_memory, start, again);
+        self.fast_end(last, (len, in_memory, spare), start, again);
     }
 
     /// The end of an iteration of the fast form: round again, back to the head when all that were allowed are done, or out.
-    fn fast_end(&mut self, last: &Fetched<'_>, len: u32, in_memory: bool, start: u64, head: u64) {
+    fn fast_end(
+        &mut self,
+        last: &Fetched<'_>,
+        (len, in_memory, spare): (u32, bool, Spare),
+        start: u64,
+        head: u64,
+    ) {
         let asm = &mut *self.emitter.asm;
         asm.note(Note::Fast(last.done));
         if in_memory {
@@ -310,13 +316,16 @@ impl Flow<'_> {
         if last.insn.op == Op::Jmp {
             asm.jrcxz(5);
             asm.jmp(start);
-            return asm.jmp(head);
+            self.emitter.return_spare(spare);
+            return self.emitter.asm.jmp(head);
         }
         asm.jrcxz(11);
         asm.jcc(last.insn.cond, start);
         let out = asm.jmp_later();
-        asm.jcc(last.insn.cond, head);
-        asm.bind(out);
+        self.emitter.return_spare(spare);
+        self.emitter.asm.jcc(last.insn.cond, head);
+        self.emitter.asm.bind(out);
+        self.emitter.return_spare(spare);
         let used_up = self.give_back(len, 0);
         self.leave_charged(last.next(), used_up);
     }
@@ -399,8 +408,9 @@ impl Flow<'_> {
                     }
                     self.stub(exit, thunk);
                 }
-                Cold::Broken { jump, target, count, len, in_memory } => {
+                Cold::Broken { jump, target, count, len, in_memory, spare } => {
                     self.emitter.asm.bind(jump);
+                    self.emitter.return_spare(spare);
                     if in_memory {
                         self.emitter.asm.load(RCX, field!(iterations));
                     }

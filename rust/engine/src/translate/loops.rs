@@ -11,7 +11,7 @@ use super::access::{Group, Groups};
 use super::asm::{Address, Asm, Encoding, Escape, Fixup, R10, R11, RCX, RSP, Rm, at, indexed};
 use super::context::{
     BUDGET_BIAS, Context, DELTA, GROUPS, MINUS_READ, MINUS_WRITE, Place, TRIPS, at_offset, field, place,
-    slot, tlb_offset,
+    saved, slot, tlb_offset,
 };
 use super::emit::{Emitter, Fetched, counts_by_cl};
 use super::memory::group_slot;
@@ -85,6 +85,49 @@ pub struct Loop {
     pub len: u32,
     /// The count of iterations stands in the context, since instructions need RCX.
     pub counts_in_memory: bool,
+    /// Registers of the guest that the loop does not name: their host registers keep parts of addresses meanwhile.
+    pub spare: Spare,
+    /// Where the kept part of each group stands, if not in the context.
+    kept: Vec<Option<u8>>,
+}
+
+/// A set of guest registers that are pinned to host registers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Spare(u16);
+
+impl Spare {
+    /// Guest and host registers.
+    fn all(self) -> impl Iterator<Item = (u8, u8)> {
+        (0..16).filter(move |n| self.0 >> n & 1 != 0).filter_map(|n| match place(n) {
+            Place::Host(host) => Some((n, host)),
+            Place::Slot(_) => None,
+        })
+    }
+
+    /// Those that none of some instructions has to do with. Registers that instructions may use without naming them are
+    /// not among them.
+    fn of(list: &[Planned<'_>]) -> Spare {
+        const IMPLICIT: u16 = 1 << 0 | 1 << 1 | 1 << 2 | 1 << 3;
+        let mut free = !IMPLICIT;
+        let mut names = |reg: u8| free &= !(1u32 << reg) as u16;
+        for (f, _) in list {
+            for operand in &f.insn.operands {
+                match *operand {
+                    Operand::Gpr { reg, .. } => names(reg),
+                    Operand::High { reg } => names(reg & 3),
+                    _ => {}
+                }
+            }
+            [f.insn.mem.base, f.insn.mem.index].into_iter().filter(|reg| *reg < 16).for_each(&mut names);
+        }
+        let pinned = (0..16).filter(|n| matches!(place(*n), Place::Host(_))).fold(0, |all, n| all | 1 << n);
+        Spare(free & pinned)
+    }
+
+    /// The first of them, as many as are needed.
+    fn first(self, count: usize) -> Spare {
+        Spare(self.all().take(count).fold(0, |all, (guest, _)| all | 1 << guest))
+    }
 }
 
 impl Loop {
@@ -125,17 +168,20 @@ impl Loop {
             return None;
         }
         let counts_in_memory = list.iter().any(|(f, _)| needs_scratch(f));
-        Some(Loop { parts, groups, len: list.len() as u32, counts_in_memory })
-    }
-
-    /// Whether the second part has a register as well as the first.
-    fn both_in_registers(&self) -> bool {
-        self.parts.len() == 2 && !self.counts_in_memory
+        // R10 keeps the first part and R11 the last, unless it must serve several, or instructions.
+        let spare = Spare::of(list).first(parts.len() - 1);
+        let mut registers = std::iter::once(R10).chain(spare.all().map(|(_, host)| host));
+        let mut kept: Vec<Option<u8>> = parts.iter().map(|_| registers.next()).collect();
+        let last = kept.iter().filter(|kept| kept.is_none()).count() == 1;
+        if last && !counts_in_memory {
+            kept.iter_mut().filter(|kept| kept.is_none()).for_each(|kept| *kept = Some(R11));
+        }
+        Some(Loop { parts, groups, len: list.len() as u32, counts_in_memory, spare, kept })
     }
 
     /// Registers that an instruction of the loop may borrow, one with a memory operand or without.
     pub fn free(&self) -> &'static [u8] {
-        match (self.counts_in_memory, self.both_in_registers()) {
+        match (self.counts_in_memory, self.kept.contains(&Some(R11))) {
             (true, _) => &[R11, RCX],
             (false, true) => &[],
             (false, false) => &[R11],
@@ -255,9 +301,13 @@ impl Emitter<'_> {
         self.asm.store_constant32(counters.patience, 1);
         op_imm(self.asm, 0x69, R10, Rm::Reg(RCX), &l.len.to_le_bytes()); // imul r10, rcx, len
         op(self.asm, 0x29, R10, Rm::Mem(field!(budget)));
-        self.asm.load(R10, group_slot(0));
-        if l.both_in_registers() {
-            self.asm.load(R11, group_slot(1));
+        for (guest, host) in l.spare.all() {
+            self.asm.store(saved(guest), host);
+        }
+        for (n, kept) in l.kept.iter().enumerate() {
+            if let Some(kept) = *kept {
+                self.asm.load(kept, group_slot(n));
+            }
         }
         self.restore_flags();
         let fast = self.asm.jmp_later();
@@ -270,6 +320,13 @@ impl Emitter<'_> {
         self.restore_flags();
         self.asm.jmp(plain);
         self.asm.bind(fast);
+    }
+
+    /// Gives the registers back that kept parts of addresses.
+    pub fn return_spare(&mut self, spare: Spare) {
+        for (guest, host) in spare.all() {
+            self.asm.load(host, saved(guest));
+        }
     }
 
     /// Has the head tried again after RCX rounds, which are left in the page, and more from failure to failure.
@@ -357,8 +414,8 @@ impl Emitter<'_> {
             return (at(R10, 0), false);
         };
         let part = &l.parts[member.group];
-        let kept = if member.group == 0 { R10 } else { R11 };
-        if member.group > 0 && !l.both_in_registers() {
+        let kept = l.kept[member.group].unwrap_or(R11);
+        if l.kept[member.group].is_none() {
             self.asm.load(R11, group_slot(member.group));
         }
         let mut used = false;

@@ -156,3 +156,68 @@ fn a_page_that_goes_away_ends_a_loop_with_its_fault() {
         assert_eq!(end.cpu.cr2 & !0xfff, DATA + 0x1000);
     }
 }
+
+/// Five streams, whose addresses are made of RSI and RDI; `left` leaves in the middle of an iteration, a shift needs RCX.
+fn streams(offset: u64, rounds: u64, left: u64, shifts: bool) -> Guest {
+    looping(offset, rounds, move |a, again| {
+        let mut out = a.create_label();
+        a.mov(rax, qword_ptr(rsi))?;
+        a.add(rax, qword_ptr(rsi + 0x1000))?;
+        a.xor(rax, qword_ptr(rdi + rcx * 8))?;
+        a.mov(qword_ptr(rdi + rcx * 8 + 0x800), rax)?;
+        a.cmp(rbx, left as i32)?;
+        a.je(out)?;
+        if shifts {
+            a.rol(rax, cl)?;
+        }
+        a.add(dword_ptr(rdi + 8), eax)?;
+        a.add(rsi, 8)?;
+        a.add(rcx, 1)?;
+        a.sub(rbx, 1)?;
+        a.jnz(again)?;
+        a.set_label(&mut out)?;
+        // What the loop does not name must be what it was.
+        for register in [rbp, r12, r13, r14, r15, rsp, r8, r9] {
+            a.add(r13, register)?;
+            a.rol(r13, 3)?;
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn registers_that_a_loop_does_not_name_come_back_by_every_way_out() {
+    for rounds in [3, 9, 20, 30, 70, 200] {
+        for left in [0, 1, 2, 5, 17] {
+            for shifts in [false, true] {
+                alike_in_one_go(|| streams(0x20, rounds, left, shifts));
+            }
+        }
+    }
+    alike(|| streams(0xf80, 40, 3, false));
+}
+
+#[test]
+fn a_loop_may_end_with_a_jump_while_it_keeps_registers() {
+    for rounds in [3, 9, 20, 40] {
+        alike_in_one_go(|| {
+            looping(0x20, rounds, |a, again| {
+                let mut out = a.create_label();
+                a.mov(rax, qword_ptr(rsi))?;
+                a.add(rax, qword_ptr(rsi + 0x1000))?;
+                a.mov(qword_ptr(rdi + rcx * 8), rax)?;
+                a.add(rsi, 8)?;
+                a.add(rcx, 1)?;
+                a.sub(rbx, 1)?;
+                a.jz(out)?;
+                a.jmp(again)?;
+                a.set_label(&mut out)?;
+                for register in [rbp, r12, r14, r15, rsp] {
+                    a.add(r13, register)?;
+                    a.rol(r13, 3)?;
+                }
+                Ok(())
+            })
+        });
+    }
+}
