@@ -105,13 +105,18 @@ impl Translator {
     }
 
     /// Drops everything.
-    fn flush_all(&mut self) {
-        self.flush_local();
+    pub(super) fn flush_all(&mut self) {
+        self.flush_entries();
+        self.reset_targets();
+        self.forget_stack();
+    }
+
+    /// Drops all entries of the TLB.
+    fn flush_entries(&mut self) {
         let context = self.context.get_mut();
-        for filled in self.filled.global.drain(..) {
+        for filled in self.filled.local.drain(..).chain(self.filled.global.drain(..)) {
             context.tlb[usize::from(filled.user)].clear(filled.index());
         }
-        self.reset_targets();
     }
 
     /// Drops what is not global.
@@ -216,9 +221,10 @@ impl Translator {
         }
         let Some(entry) = found else { return false };
         let page = linear & !0xfff;
-        if self.filled.local.len() + self.filled.global.len() > 4 * TLB_SIZE {
-            // Entries that took each other's place again and again: start over.
-            self.flush_all();
+        if !self.options.keep || self.filled.local.len() + self.filled.global.len() > 4 * TLB_SIZE {
+            // Entries that took each other's place again and again: start over. The stack's page stays: the unit that runs
+            // may have checked it.
+            self.flush_entries();
         }
         let delta = (cpu.memory.host_base() as u64 + entry.host).wrapping_sub(page);
         let index = Context::index(linear);

@@ -3,6 +3,7 @@
 #![cfg(all(target_arch = "x86_64", target_os = "linux"))]
 
 use iced_x86::code_asm::*;
+use trapgate_engine::Exit;
 
 use crate::common::engines::translator;
 use crate::common::*;
@@ -94,5 +95,35 @@ fn code_that_a_page_walk_changes_is_run_as_it_is_then() {
         });
         g.expect_halt();
         assert_eq!((g.reg(RBX) as u8, g.reg(RAX) as u8), (0x03, 0x23));
+    });
+}
+
+#[test]
+fn the_stack_that_was_checked_stays_when_the_table_of_pages_is_emptied() {
+    // Two pages take each other's place in the table all the time, until it starts over.
+    const OTHER: u64 = DATA + (1 << 28);
+    both(|mut g| {
+        g.map(OTHER, DATA + 0x1000, P | W);
+        g.program(|a| {
+            let mut again = a.create_label();
+            a.mov(rsi, DATA)?;
+            a.mov(rdi, OTHER)?;
+            a.mov(ebx, 140_000)?;
+            a.set_label(&mut again)?;
+            a.push(rbx)?;
+            a.mov(rax, qword_ptr(rsi))?;
+            a.push(rsi)?;
+            a.mov(rax, qword_ptr(rdi))?;
+            a.pop(rdx)?;
+            a.pop(rcx)?;
+            a.xor(rcx, rbx)?;
+            a.or(r12, rcx)?;
+            a.dec(ebx)?;
+            a.jnz(again)?;
+            a.mov(rax, r12)?;
+            a.hlt()
+        });
+        assert_eq!(g.run_until(2_000_000), Exit::Halted);
+        assert_eq!(g.reg(RAX), 0, "a value on the stack was lost");
     });
 }
