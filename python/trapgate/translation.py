@@ -125,8 +125,9 @@ class Unit:
 def translate(code: Buffer, address: int = 0, *, cpl: int = 0, cpu: str = "x86-64-v2") -> list[Unit]:
     """Give the units that 64-bit code at `address` would be translated to, one after the other.
 
-    `cpl` is the privilege level that the code runs at, 0 or 3. Targets inside of the code are not followed: a branch
-    into the middle of a unit would have one of its own.
+    `cpl` is the privilege level that the code runs at, 0 or 3. Targets inside of the code are not followed, so that
+    each address is shown once: in a machine a unit goes on at the target of a direct jump or call in its page, and a
+    branch into the middle of a unit has one of its own.
     """
     raw = memoryview(code).cast("B")
     units = []

@@ -6,17 +6,28 @@ pub(crate) const LONGEST: u32 = 48;
 /// How translation is done. Results never depend on it: tests take the short cuts away one by one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TranslateOptions {
-    /// Bytes of the code cache; at least some hundred KiB.
+    /// Bytes of the code cache; at least 64 KiB.
     pub cache: usize,
     /// Instructions of a unit at most.
     pub longest: u32,
     /// Let jumps lead straight from unit to unit.
     pub link: bool,
+    /// Let one check stand for several accesses, and for the iterations of a loop.
+    pub elide: bool,
+    /// Keep pages that were found and what leads to code. If not, each look for a page and each way into translated code
+    /// begins with nothing.
+    pub keep: bool,
+}
+
+impl TranslateOptions {
+    /// Without any short cut: what differs from the default is a bug in one of them.
+    pub const PARANOID: TranslateOptions =
+        TranslateOptions { cache: 0, longest: 1, link: false, elide: false, keep: false };
 }
 
 impl Default for TranslateOptions {
     fn default() -> Self {
-        TranslateOptions { cache: 32 << 20, longest: LONGEST, link: true }
+        TranslateOptions { cache: 32 << 20, longest: LONGEST, link: true, elide: true, keep: true }
     }
 }
 

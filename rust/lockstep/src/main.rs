@@ -36,6 +36,9 @@ Counts of instructions, with K, M or G:
   --memory-every N  qemu: compare all memory each N                          (1M)
   --longest N       engines: instructions of a unit at most                  (48)
   --link yes|no     engines: jumps lead straight from unit to unit           (yes)
+  --elide yes|no    engines: one check stands for several accesses           (yes)
+  --keep yes|no     engines: pages and targets are kept                      (yes)
+  --paranoid yes|no engines: all of these short cuts are taken away          (no)
   --skip yes|no     qemu: run ours alone where the guest only polls devices  (yes)
 
 Exit status: 0 no difference, 1 a difference, 2 an error.";
@@ -58,7 +61,7 @@ struct Options(Vec<(String, String)>);
 
 impl Options {
     fn parse(mut args: impl Iterator<Item = String>) -> Result<Options, AnyError> {
-        const KNOWN: [&str; 14] = [
+        const KNOWN: [&str; 17] = [
             "kernel",
             "initrd",
             "append",
@@ -73,6 +76,9 @@ impl Options {
             "skip",
             "longest",
             "link",
+            "elide",
+            "keep",
+            "paranoid",
         ];
         let mut options = Vec::new();
         while let Some(arg) = args.next() {
@@ -154,12 +160,18 @@ fn run() -> Result<bool, AnyError> {
             let against = if command == "paranoid" {
                 paranoid::Against::Paranoid
             } else {
-                let longest = options.number("longest", 48)? as u32;
-                let link = options.get("link") != Some("no");
+                let usual = if options.get("paranoid") == Some("yes") {
+                    TranslateOptions::PARANOID
+                } else {
+                    TranslateOptions::default()
+                };
+                let yes = |name: &str, usual: bool| options.get(name).map_or(usual, |said| said != "no");
                 paranoid::Against::Translated(TranslateOptions {
-                    longest,
-                    link,
-                    ..TranslateOptions::default()
+                    longest: options.number("longest", usual.longest.into())? as u32,
+                    link: yes("link", usual.link),
+                    elide: yes("elide", usual.elide),
+                    keep: yes("keep", usual.keep),
+                    ..usual
                 })
             };
             let plan = paranoid::Plan {

@@ -57,6 +57,9 @@ fn debian_boots_the_same_way_without_short_cuts() {
         TranslateOptions { longest: 1, ..usual },
         TranslateOptions { link: false, ..usual },
         TranslateOptions { cache: 0, ..usual },
+        TranslateOptions { elide: false, ..usual },
+        TranslateOptions { keep: false, ..usual },
+        TranslateOptions::PARANOID,
     ] {
         same(&guest, options, 18_000_000, 18_000_000 + more, 500_000);
     }

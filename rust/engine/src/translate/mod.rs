@@ -42,6 +42,9 @@ pub use crate::options::{TranslateOptions, TranslatorStats};
 
 use crate::state::Vcpu;
 
+/// Bytes of a code cache at least.
+const LEAST_CACHE: usize = 64 << 10;
+
 /// Number of the exit of a unit that was reached by mistake.
 const ASTRAY: u32 = 0;
 
@@ -86,7 +89,7 @@ impl Translator {
     /// A translator with an empty cache; an error where the host has no executable memory for it.
     pub fn new(options: TranslateOptions) -> std::io::Result<Translator> {
         let longest = options.longest.clamp(1, unit::LONGEST);
-        let options = TranslateOptions { cache: options.cache.max(4 * unit::MOST_BYTES), longest, ..options };
+        let options = TranslateOptions { cache: options.cache.max(LEAST_CACHE), longest, ..options };
         let cache = CodeCache::new(options.cache)?;
         let context = ContextBox::new()?;
         // Any secret will do; where the host put the block is one.

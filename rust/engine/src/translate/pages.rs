@@ -14,7 +14,7 @@ use super::asm::Asm;
 use super::cache::CodeCache;
 use super::context::{Context, PAIRS};
 use super::exits::{Exit, Exits, Second, Step};
-use super::unit::{self, MOST_BYTES, Made, Source};
+use super::unit::{self, Made, Source};
 use crate::memory::PAGE;
 use crate::mix::Mix;
 use crate::mmu::access::Place;
@@ -228,7 +228,7 @@ impl Translator {
     fn make(&mut self, cpu: &mut Vcpu, page: u32, rip: u64, alone: bool) -> Option<Found> {
         let tables =
             self.exits.bytes() + self.stats.units.wrapping_sub(self.pages.since) as usize * UNIT_BYTES;
-        if self.cache.room() < MOST_BYTES || tables > TABLES {
+        if tables > TABLES {
             self.empty();
             return self.unit_at(cpu, rip, alone);
         }
@@ -248,7 +248,7 @@ impl Translator {
             privileged: !key.user && !cpu.is_para(),
             features: cpu.features(),
             longest,
-            alone,
+            alone: alone || !self.options.elide,
             follow: !alone,
         };
         let made = unit::translate(&mut self.asm, &mut self.exits, &self.thunks, &source);
@@ -268,9 +268,16 @@ impl Translator {
         self.follow_changes(cpu);
         let page = &mut self.pages.all[page as usize];
         let slot = offset as u16 | if alone { ALONE } else { 0 };
-        let Some(made) = made else {
-            page.units.insert(slot, None);
-            return None;
+        let room = self.cache.room();
+        // What does not fit into an empty cache is the interpreter's.
+        let fits = self.asm.code.len() <= room || self.cache.next() == self.start;
+        let Some(made) = made.filter(|_| fits && self.asm.code.len() <= room) else {
+            if fits {
+                page.units.insert(slot, None);
+                return None;
+            }
+            self.empty();
+            return self.unit_at(cpu, rip, alone);
         };
         self.cache.append(&self.asm.code);
         self.stats.units += 1;

@@ -124,6 +124,9 @@ impl Translator {
 
     /// Runs from a cache address until the code leaves, and acts on how it left.
     fn enter(&mut self, cpu: &mut Vcpu, target: u64, left: &mut u64) -> After {
+        if !self.options.keep {
+            self.flush_all();
+        }
         let context = self.context.get_mut();
         context.flags = pack_flags(cpu.flags.bits());
         (context.budget, context.granted) = (BUDGET_BIAS + *left, *left);

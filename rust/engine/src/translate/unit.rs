@@ -21,8 +21,6 @@ use super::thunks::Thunks;
 
 /// Instructions of a unit at most; also what the budget must allow before one is entered.
 pub const LONGEST: u32 = crate::options::LONGEST;
-/// Bytes that one unit may take at most, stubs included.
-pub const MOST_BYTES: usize = 64 << 10;
 
 /// What to translate.
 #[derive(Clone, Copy, Debug)]

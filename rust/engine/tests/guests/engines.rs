@@ -58,3 +58,9 @@ fn guests_do_the_same_without_links() {
     let Some(sum) = suite("unlinked", &LONG) else { return };
     assert!(sum.entries > 8_000, "little was translated: {sum:?}");
 }
+
+#[test]
+fn guests_do_the_same_without_any_short_cut() {
+    let Some(sum) = suite("paranoid", &LONG) else { return };
+    assert!(sum.units > 8_000, "little was translated: {sum:?}");
+}

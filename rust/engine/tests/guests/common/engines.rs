@@ -11,15 +11,19 @@ pub const ENGINE: &str = "TRAPGATE_ENGINE";
 pub const STATISTICS: &str = "TRAPGATE_ENGINE_STATISTICS";
 
 /// The translator as it is, and with each of its short cuts taken away.
-pub const TRANSLATORS: [(&str, TranslateOptions); 4] = [
+pub const TRANSLATORS: [(&str, TranslateOptions); 7] = [
     ("translator", DEFAULT),
     ("single", TranslateOptions { longest: 1, ..DEFAULT }),
     ("unlinked", TranslateOptions { link: false, ..DEFAULT }),
     // As small as it gets: it is emptied all the time.
     ("small", TranslateOptions { cache: 0, ..DEFAULT }),
+    ("checked", TranslateOptions { elide: false, ..DEFAULT }),
+    ("forgetful", TranslateOptions { keep: false, ..DEFAULT }),
+    ("paranoid", TranslateOptions::PARANOID),
 ];
 
-const DEFAULT: TranslateOptions = TranslateOptions { cache: 32 << 20, longest: 48, link: true };
+const DEFAULT: TranslateOptions =
+    TranslateOptions { cache: 32 << 20, longest: 48, link: true, elide: true, keep: true };
 
 /// The options of an engine by name.
 pub fn translator(name: &str) -> TranslateOptions {

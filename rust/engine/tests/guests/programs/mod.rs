@@ -40,26 +40,41 @@ fn programs(name: &str, variant: Variant, few: u64, many: u64) -> Totals {
 
 #[test]
 fn random_programs_do_the_same_translated() {
-    programs("translated", Variant::DEFAULT, 1000, 100_000);
+    programs("translator", Variant::of("translator"), 1000, 100_000);
 }
 
 #[test]
 fn random_programs_do_the_same_in_units_of_one_instruction() {
-    programs("single", Variant { longest: 1, ..Variant::DEFAULT }, 500, 50_000);
+    programs("single", Variant::of("single"), 500, 50_000);
 }
 
 #[test]
 fn random_programs_do_the_same_without_links() {
-    programs("unlinked", Variant { link: false, ..Variant::DEFAULT }, 500, 50_000);
+    programs("unlinked", Variant::of("unlinked"), 500, 50_000);
+}
+
+#[test]
+fn random_programs_do_the_same_with_a_check_for_each_access() {
+    programs("checked", Variant::of("checked"), 500, 50_000);
 }
 
 #[test]
 fn random_programs_do_the_same_with_little_room_for_code() {
-    let totals = programs("small", Variant { cache: 0, ..Variant::DEFAULT }, 500, 50_000);
+    let totals = programs("small", Variant::of("small"), 500, 50_000);
     assert!(totals.flushes > 0, "{totals:?}");
 }
 
 #[test]
+fn random_programs_do_the_same_when_nothing_is_kept() {
+    programs("forgetful", Variant::of("forgetful"), 500, 50_000);
+}
+
+#[test]
+fn random_programs_do_the_same_without_any_short_cut() {
+    programs("paranoid", Variant::of("paranoid"), 500, 50_000);
+}
+
+#[test]
 fn random_programs_do_the_same_when_code_is_forgotten_at_stops() {
-    programs("forgetful", Variant { fresh: true, ..Variant::DEFAULT }, 500, 50_000);
+    programs("fresh", Variant { fresh: true, ..Variant::of("translator") }, 500, 50_000);
 }

@@ -16,6 +16,7 @@ use trapgate_x86::regs::rflags;
 use super::machine::{HANDLERS_END, machine};
 use super::place::*;
 use super::write::{Piece, Text, pieces, write};
+use crate::common::engines;
 use crate::common::{Guest, IST1, IST2, Noise};
 
 /// Instructions that a program may take.
@@ -24,22 +25,21 @@ const LONGEST: u64 = 3000;
 /// How the translator is made to work.
 #[derive(Clone, Copy, Debug)]
 pub struct Variant {
-    pub longest: u32,
-    pub link: bool,
-    pub cache: usize,
+    pub options: TranslateOptions,
     /// A new translator at each stop.
     pub fresh: bool,
 }
 
 impl Variant {
-    pub const DEFAULT: Variant = Variant { longest: 48, link: true, cache: 2 << 20, fresh: false };
+    /// The translator of a name, with no more room for code than it needs.
+    pub fn of(name: &str) -> Variant {
+        let options = engines::translator(name);
+        let options = TranslateOptions { cache: options.cache.min(2 << 20), ..options };
+        Variant { options, fresh: false }
+    }
 
     fn apply(self, g: &mut Guest) {
-        let Variant { longest, link, cache, .. } = self;
-        assert!(
-            g.engine.set_translate(Some(TranslateOptions { cache, longest, link })),
-            "this host cannot translate"
-        );
+        assert!(g.engine.set_translate(Some(self.options)), "this host cannot translate");
     }
 }
 
@@ -158,8 +158,8 @@ fn run(
         flushes += stats.flushes;
         totals.instructions += b.count();
         // Near the stops the interpreter runs alone.
-        let near =
-            plan.stops.iter().filter(|stop| **stop <= b.count()).count() as u64 * u64::from(variant.longest);
+        let near = plan.stops.iter().filter(|stop| **stop <= b.count()).count() as u64
+            * u64::from(variant.options.longest);
         totals.translated += b.count().saturating_sub(interpreted + near);
         totals.units += units;
         totals.flushes += flushes;
