@@ -218,6 +218,10 @@ impl Emitter<'_> {
     /// Registers that are implicit or fixed are the host's own: prefixes, opcode and immediate as they are.
     fn unchanged(&mut self, f: &Fetched<'_>) {
         let l = &f.layout;
+        if l.prefixes.contains(Prefixes::VEX) {
+            // VZEROUPPER and VZEROALL.
+            return self.asm.bytes(&f.bytes[usize::from(l.head)..usize::from(l.len)]);
+        }
         if l.prefixes.contains(Prefixes::OPSIZE) {
             self.asm.bytes(&[0x66]);
         }

@@ -26,8 +26,15 @@ use crate::memory::PAGE;
 /// Where explained units seem to lie.
 const BASE: u64 = 0x1_0000;
 /// Where they leave to.
-pub(super) const THUNKS: Thunks =
-    Thunks { enter: 0, exit: 0x1000, miss: 0x2000, stack: 0x3000, lend: 0x4000, clock: 0x5000 };
+pub(super) const THUNKS: Thunks = Thunks {
+    enter: 0,
+    exit: 0x1000,
+    miss: 0x2000,
+    stack: 0x3000,
+    lend: 0x4000,
+    clock: 0x5000,
+    lend_upper: 0x6000,
+};
 
 /// What the code behind a place in the assembler is for. Numbers are those of instructions in the unit.
 #[derive(Clone, Copy, Debug)]

@@ -9,6 +9,7 @@ use super::context::{Context, DELTA, MINUS_READ, MINUS_WRITE, Place, at_offset, 
 use super::emit::{Emitter, Fetched};
 use super::exits::{Access, Cold, Exit};
 use super::plan;
+use super::vex;
 
 impl Emitter<'_> {
     /// Puts the effective address of the memory operand plus `add`, before any segment base, into R10. Uses R11.
@@ -135,7 +136,7 @@ impl Emitter<'_> {
         let last = if access.aligned { 0 } else { i32::from(access.size) - 1 };
         self.asm.lea(RCX, indexed(RCX, R10, 0, last));
         if access.aligned {
-            self.asm.pext(RCX, RCX, field!(aligned_mask));
+            self.asm.pext(RCX, RCX, if access.size == 32 { field!(wide_mask) } else { field!(aligned_mask) });
         } else {
             self.asm.shrx(RCX, RCX, RSP);
         }
@@ -146,6 +147,10 @@ impl Emitter<'_> {
 
     /// Leaves for the page of an access unless RCX is zero.
     pub(super) fn missing(&mut self, f: &Fetched<'_>, retry: u64, access: Access, stack: Option<(u8, i32)>) {
+        if vex::is_masked(f.insn.op) {
+            // To look the page up would set its accessed flag, though no element that is wanted may lie in it.
+            return self.leave_unless_zero(f);
+        }
         self.asm.jrcxz(5);
         let jump = self.asm.jmp_later();
         let exit = self.exits.add(Exit::Miss { rip: f.rip, done: f.done, retry, access, step: self.step });

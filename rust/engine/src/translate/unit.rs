@@ -19,6 +19,7 @@ use super::flow::Flow;
 use super::loops::{Counters, Loop};
 use super::plan::{self, Plan};
 use super::thunks::Thunks;
+use super::vex;
 use crate::mmu::access::canonical;
 
 /// Instructions of a unit at most; also what the budget must allow before one is entered.
@@ -59,6 +60,29 @@ pub struct Made {
     pub more: u16,
 }
 
+/// What a unit needs of the guest's vector registers in the host's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Vectors {
+    None,
+    /// XMM registers: the upper halves may be elsewhere.
+    Lower,
+    /// YMM registers.
+    Whole,
+}
+
+impl Vectors {
+    fn of(list: &[Planned<'_>]) -> Vectors {
+        let mut needs = Vectors::None;
+        for (f, _) in list.iter().filter(|(_, plan)| *plan == Plan::Vector) {
+            if vex::needs_upper(&f.insn) {
+                return Vectors::Whole;
+            }
+            needs = Vectors::Lower;
+        }
+        needs
+    }
+}
+
 /// An instruction and what becomes of it.
 pub type Planned<'a> = (Fetched<'a>, Plan);
 
@@ -67,7 +91,7 @@ pub fn translate(asm: &mut Asm, exits: &mut Exits, thunks: &Thunks, source: &Sou
     let list = fetch(source);
     let start = list.first()?.0.rip;
     let groups = Groups::of(&list, source.alone);
-    let vectors = list.iter().any(|(_, plan)| *plan == Plan::Vector);
+    let vectors = Vectors::of(&list);
     let indirect = asm.here();
     asm.note(Note::Arrival);
     let entry = arrivals(asm, exits, thunks, start, vectors);
@@ -131,7 +155,7 @@ pub fn across(
     }
     let indirect = asm.here();
     asm.note(Note::Arrival);
-    let entry = arrivals(asm, exits, thunks, f.rip, *plan == Plan::Vector);
+    let entry = arrivals(asm, exits, thunks, f.rip, Vectors::of(&list));
     let top = asm.here();
     let emitter = Emitter {
         asm,
@@ -193,7 +217,7 @@ fn rip_of(list: &[Planned<'_>]) -> u64 {
 }
 
 /// The unit's two entries. An indirect branch brings its target in R10: other targets share its slot.
-fn arrivals(asm: &mut Asm, exits: &mut Exits, thunks: &Thunks, rip: u64, vectors: bool) -> u64 {
+fn arrivals(asm: &mut Asm, exits: &mut Exits, thunks: &Thunks, rip: u64, vectors: Vectors) -> u64 {
     let minus = rip.wrapping_neg();
     if let Ok(disp) = i32::try_from(minus as i64) {
         asm.lea(RCX, at(R10, disp));
@@ -204,20 +228,21 @@ fn arrivals(asm: &mut Asm, exits: &mut Exits, thunks: &Thunks, rip: u64, vectors
     let good = asm.jrcxz_later();
     asm.jmp(thunks.exit);
     let no_vectors = asm.here();
-    if vectors {
-        let exit = exits.add(Exit::Vectors { rip, entry: 0 });
+    if vectors != Vectors::None {
+        let upper = vectors == Vectors::Whole;
+        let exit = exits.add(Exit::Vectors { rip, entry: 0, upper });
         asm.store_constant32(field!(exit), exit);
         // Five bytes follow this one.
         let entry = asm.here() + 7 + 5;
         asm.place_of(R11, entry);
-        asm.jmp(thunks.lend);
+        asm.jmp(if upper { thunks.lend_upper } else { thunks.lend });
         debug_assert_eq!(entry, asm.here());
-        exits.set(exit, Exit::Vectors { rip, entry });
+        exits.set(exit, Exit::Vectors { rip, entry, upper });
     }
     asm.bind(good);
     let entry = asm.here();
-    if vectors {
-        asm.load(RCX, field!(vector));
+    if vectors != Vectors::None {
+        asm.load(RCX, if vectors == Vectors::Whole { field!(upper) } else { field!(vector) });
         let over = no_vectors as i64 - (asm.here() as i64 + 2);
         asm.jrcxz(over as i8);
     }
