@@ -35,4 +35,5 @@ mod tlb;
 mod transfers;
 mod translated;
 mod unbroken;
+mod vex;
 mod walk;

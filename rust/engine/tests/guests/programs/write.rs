@@ -290,6 +290,10 @@ impl Writer {
         );
     }
 
+    fn has_avx(&self) -> bool {
+        self.features.contains(Features::AVX)
+    }
+
     // ---- random instructions ----
 
     /// Where an access goes.
@@ -326,10 +330,11 @@ impl Writer {
             if memory && !vector && self.one_in(8) {
                 bytes.push(0xf0);
             }
-            if self.one_in(if vector { 2 } else { 6 }) {
+            let vex = vector && self.has_avx() && self.one_in(2);
+            if !vex && self.one_in(if vector { 2 } else { 6 }) {
                 bytes.push(0x66);
             }
-            if self.one_in(if vector { 2 } else { 12 }) {
+            if !vex && self.one_in(if vector { 2 } else { 12 }) {
                 let rep = self.pick(&[0xf2, 0xf3]);
                 bytes.push(rep);
             }
@@ -388,10 +393,17 @@ impl Writer {
             for _ in 0..2 {
                 tail.extend_from_slice(&self.noise.next().to_le_bytes()[..4]);
             }
-            if rex != 0 {
-                bytes.insert(rex_at, rex);
+            if vex {
+                let (noise, last) = (self.noise.next() as u8, self.one_in(2));
+                // No second source, in many encodings.
+                let vvvv = if last { 0x78 } else { noise & 0x78 };
+                bytes.extend([0xc4, !rex << 5 & 0xe0 | map as u8, (rex & 8) << 4 | vvvv | noise & 7]);
+            } else {
+                if rex != 0 {
+                    bytes.insert(rex_at, rex);
+                }
+                bytes.extend_from_slice(escape);
             }
-            bytes.extend_from_slice(escape);
             bytes.push(opcode);
             let tail_at = bytes.len();
             bytes.extend_from_slice(&tail);
@@ -505,10 +517,7 @@ impl Writer {
             return false;
         }
         let strange = |operand: &Operand| {
-            matches!(
-                operand,
-                Operand::Seg(_) | Operand::St(_) | Operand::Cr(_) | Operand::Dr(_) | Operand::Ymm(_)
-            )
+            matches!(operand, Operand::Seg(_) | Operand::St(_) | Operand::Cr(_) | Operand::Dr(_))
         };
         if insn.operands.iter().any(strange) {
             return false;
@@ -533,10 +542,10 @@ impl Writer {
             Shld | Shrd | Bswap => insn.opsize > 2,
             // A bit string reaches far.
             Bt | Bts | Btr | Btc => !memory || matches!(insn.operands[1], Operand::Imm { .. }),
-            Movs | Cmps | Stos | Lods | Scas | Xlat | Maskmovdqu | Maskmovq | Emms | Push | Pop | Enter
-            | Leave | Nop | Pause => false,
+            Movs | Cmps | Stos | Lods | Scas | Xlat | Maskmovdqu | Maskmovq | Vmaskmovdqu | Emms | Push
+            | Pop | Enter | Leave | Nop | Pause => false,
             // Approximations, of which executors may have their own.
-            Rcpps | Rcpss | Rsqrtps | Rsqrtss => false,
+            Rcpps | Rcpss | Rsqrtps | Rsqrtss | Vrcpps | Vrcpss | Vrsqrtps | Vrsqrtss => false,
             _ => true,
         }
     }
@@ -633,7 +642,37 @@ impl Writer {
         }
     }
 
+    /// The vector state goes to memory and comes back, all of it or some, with other work between.
+    fn saved(&mut self) {
+        let page = DATA + 0x1000 * self.below(DATA_PAGES);
+        let place = ((page + 64 * self.below(50)) as u32).to_le_bytes();
+        let parts = self.pick(&[7, 7, 4, 6, 2, 3]);
+        self.constant(0, parts);
+        self.constant(2, 0);
+        // XSAVE64, XSAVEC64 or XSAVEOPT64.
+        let save = self.pick(&[[0xae, 4], [0xc7, 4], [0xae, 6]]);
+        self.insn(&[&[0x48, 0x0f, save[0], modrm(0, save[1], 4), 0x25][..], &place].concat());
+        for _ in 0..self.below(4) {
+            self.random(false, true);
+        }
+        let parts = self.pick(&[7, 7, 4, 6, 2, 3]);
+        self.constant(0, parts);
+        self.constant(2, 0);
+        self.insn(&[&[0x48, 0x0f, 0xae, modrm(0, 5, 4), 0x25][..], &place].concat());
+        if self.one_in(4) {
+            // XCR0 with AVX or without.
+            let state = self.pick(&[7, 7, 3]);
+            self.constant(0, state);
+            self.constant(1, 0);
+            self.insn(&[0x0f, 0x01, 0xd1]);
+        }
+        self.random(false, true);
+    }
+
     fn other(&mut self) {
+        if self.has_avx() && self.one_in(2) {
+            return self.saved();
+        }
         match self.below(6) {
             0 => self.insn(&[0x0f, 0x31]),
             1 => {
