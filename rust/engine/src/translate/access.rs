@@ -41,6 +41,8 @@ pub struct Member {
 pub struct Groups {
     pub all: Vec<Group>,
     pub members: Vec<Option<Member>>,
+    /// PUSH or CALL of memory writes a slot of the stack that is in no group: with it the page at hand may change.
+    pub slot_apart: bool,
 }
 
 /// What an address is made of: registers by number and how often each was set.
@@ -82,6 +84,8 @@ impl Groups {
             let member = found
                 .map(|(key, offset, size, write)| groups.join(&mut keys, alone, key, offset, size, write));
             groups.members.push(member);
+            groups.slot_apart |= matches!(plan, Plan::Push | Plan::Call)
+                && f.insn.operands.iter().any(|operand| matches!(operand, Operand::Mem { .. }));
             registers.follow(&f.insn, *plan);
         }
         (groups, registers)

@@ -105,7 +105,9 @@ impl Emitter<'_> {
 
     /// Whether the page kept for the stack cannot have changed since a stack group was checked.
     pub(super) fn has_one_stack(&self, group: &Group) -> bool {
-        group.stack && self.groups.all.iter().filter(|other| other.stack).count() == 1
+        group.stack
+            && !self.groups.slot_apart
+            && self.groups.all.iter().filter(|other| other.stack).count() == 1
     }
 
     /// Looks for the page of the memory operand's address plus `below` in the TLB, and leaves the address in R10 and its

@@ -96,3 +96,23 @@ fn code_that_a_page_walk_changes_is_run_as_it_is_then() {
         assert_eq!((g.reg(RBX) as u8, g.reg(RAX) as u8), (0x03, 0x23));
     });
 }
+
+#[test]
+fn a_push_of_memory_that_changes_the_stacks_page_leaves_other_accesses_where_they_are() {
+    both(|mut g| {
+        // Two pages of the stack that do not follow each other in memory.
+        g.map(DATA + 0x1000, DATA + 0x4000, P | W);
+        g.put::<u64>(DATA + 0x3000, 0x33);
+        let top = DATA + 0x1000;
+        g.program(|a| {
+            a.mov(r14, 0x1122_3344_5566_7788u64)?;
+            a.mov(rsp, top + 8)?;
+            a.push(r14)?;
+            a.push(qword_ptr(DATA + 0x3000))?;
+            a.push(qword_ptr(rsp + 8))?;
+            a.hlt()
+        });
+        g.expect_halt();
+        assert_eq!(g.get::<u64>(DATA + 0x1000 - 16), 0x1122_3344_5566_7788);
+    });
+}
