@@ -9,7 +9,6 @@ use super::context::GROUPS;
 use super::emit::Fetched;
 use super::plan::{self, Plan};
 use super::unit::Planned;
-use super::vex;
 
 /// Bytes from the first to the last of a group at most.
 const SPAN: i64 = 1024;
@@ -140,9 +139,6 @@ fn access(
         Plan::Pushf => return stack(-8, true),
         Plan::Copy | Plan::Vector | Plan::Divide | Plan::Push | Plan::Call | Plan::Jump => {}
         _ => return None,
-    }
-    if vex::is_masked(insn.op) {
-        return None;
     }
     let (size, mem) = (memory?, &insn.mem);
     let plain = insn.addrsize == 8 && !matches!(mem.seg, Seg::Fs | Seg::Gs);

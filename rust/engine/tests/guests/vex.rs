@@ -407,6 +407,25 @@ fn loops_do_not_check_what_stays_on_its_page() {
 }
 
 #[test]
+fn loops_may_leave_elements_out() {
+    for (from, mask) in [(0, 1 << 31), (0xfe8, u128::MAX), (0x208, 1 << 127 | 1 << 63), (0x800, 0)] {
+        let end = alike_in_one_go(|| {
+            let mut g = looping(from, 100, |a| {
+                a.vpaddd(ymm3, ymm3, ymmword_ptr(rsi))?;
+                a.vpmaskmovd(ymm4, ymm2, ymmword_ptr(rsi + 16))?;
+                a.vpxor(ymm3, ymm3, ymm4)?;
+                a.vmaskmovps(ymmword_ptr(rdi), ymm2, ymm3)?;
+                a.add(rsi, 32)?;
+                a.add(rdi, 32)
+            });
+            (g.cpu().vector().xmm[2], g.cpu().vector().ymm_high[2]) = (mask, mask);
+            g
+        });
+        assert_eq!(end.cpu.regs[RBX], 0);
+    }
+}
+
+#[test]
 fn aligned_moves_fault_where_they_are_not() {
     // The offset, whether 16 bytes are aligned there, and whether 32.
     for (from, half, whole) in [(0, true, true), (16, true, false), (32, true, true), (8, false, false)] {
