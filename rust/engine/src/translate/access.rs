@@ -9,6 +9,7 @@ use super::context::GROUPS;
 use super::emit::Fetched;
 use super::plan::{self, Plan};
 use super::unit::Planned;
+use super::vectors::gives_index;
 
 /// Bytes from the first to the last of a group at most.
 const SPAN: i64 = 1024;
@@ -241,6 +242,7 @@ fn implicit(insn: &Insn) -> &'static [u8] {
         Op::Imul if insn.operands[1] == Operand::None => &[0, 2],
         Op::Movs => &[1, 6, 7],
         Op::Stos => &[1, 7],
+        op if gives_index(op) => &[1],
         Op::Cwd => &[2],
         Op::Cbw | Op::Cmpxchg | Op::Lahf => &[0],
         _ => &[],

@@ -15,6 +15,7 @@ use super::context::{Place, field, place, slot};
 use super::exits::{Cold, Exits, Second};
 use super::loops::Loop;
 use super::plan::{self, Plan};
+use super::vectors::gives_index;
 
 /// An instruction as it was fetched and decoded.
 #[derive(Clone, Copy, Debug)]
@@ -211,6 +212,9 @@ impl Emitter<'_> {
             encoding.opcode = [0x8a, 0x8b, 0x88, 0x89][usize::from(f.layout.opcode & 3)];
         }
         self.asm.emit(&encoding);
+        if let (true, Place::Host(index)) = (gives_index(insn.op), place(1)) {
+            self.asm.mov32(index, RCX);
+        }
         self.give_back(&scratch);
         Ok(())
     }

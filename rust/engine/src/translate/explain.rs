@@ -21,6 +21,7 @@ use super::names::{named, register};
 use super::plan::Plan;
 use super::thunks::Thunks;
 use super::unit::{self, LONGEST, Source};
+use super::vectors::gives_index;
 use crate::memory::PAGE;
 
 /// Where explained units seem to lie.
@@ -296,8 +297,11 @@ fn copied(insn: &Insn, same: bool) -> (Done, String) {
         Operand::Gpr { reg, .. } => Some(*reg),
         _ => None,
     });
+    let index = gives_index(insn.op).then_some(1);
     let mut moved = Vec::new();
-    for reg in operands.chain([insn.mem.base, insn.mem.index].into_iter().filter(|reg| *reg < 16)) {
+    for reg in
+        operands.chain(index).chain([insn.mem.base, insn.mem.index].into_iter().filter(|reg| *reg < 16))
+    {
         let text = match place(reg) {
             Place::Host(host) if host == reg => continue,
             Place::Host(host) => format!("{} is {}", register(reg), register(host)),

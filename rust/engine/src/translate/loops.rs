@@ -17,6 +17,7 @@ use super::emit::{Emitter, Fetched, counts_by_cl};
 use super::memory::group_slot;
 use super::plan::Plan;
 use super::unit::Planned;
+use super::vectors::gives_index;
 
 /// Iterations below which the head is not worth its while.
 const LEAST: i8 = 4;
@@ -159,6 +160,7 @@ fn needs_scratch(f: &Fetched<'_>) -> bool {
         || lives_in_memory(mem.base)
         || lives_in_memory(mem.index)
         || counts_by_cl(&f.insn)
+        || gives_index(f.insn.op)
         || matches!(f.insn.op, trapgate_x86::op::Op::Cmpxchg8b | trapgate_x86::op::Op::Cmpxchg16b)
 }
 

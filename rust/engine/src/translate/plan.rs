@@ -284,7 +284,10 @@ pub fn must_align(insn: &Insn) -> bool {
     }
     insn.operands.contains(&Operand::Mem { size: 16 })
         && (is_vector(insn.op) || insn.op == Op::Cmpxchg16b)
-        && !matches!(insn.op, Lddqu | Movdqu | Movupd | Movups)
+        && !matches!(
+            insn.op,
+            Lddqu | Movdqu | Movupd | Movups | Pcmpestri | Pcmpestrm | Pcmpistri | Pcmpistrm
+        )
 }
 
 /// The segment whose base is to be added, if it can have one.

@@ -535,13 +535,48 @@ fn gathers_and_what_else_is_the_interpreters_see_whole_registers() {
             // VPGATHERDD YMM0, [RSI + YMM4], YMM6.
             a.db(&[0xc4, 0xe2, 0x4d, 0x90, 0x04, 0x26])?;
             a.vpaddq(ymm1, ymm1, ymm0)?;
-            a.vpcmpistri(xmm1, xmm0, 0x0c)?;
             a.vstmxcsr(dword_ptr(DATA + 0x5000))?;
-            a.lea(r12, ptr(r12 + rcx))?;
             look(a)
         });
         g.set_reg(RSI, DATA);
         g
+    });
+}
+
+#[test]
+fn comparisons_of_strings_give_an_index() {
+    alike(|| {
+        let mut g = machine();
+        repeated(&mut g, 12, |a| {
+            a.lea(rax, ptr(rbx - 4))?;
+            a.mov(edx, 9)?;
+            a.pcmpistri(xmm1, xmmword_ptr(rsi + 3), 0x18)?;
+            a.lea(r12, ptr(r12 + 2 * rcx))?;
+            // ECX is part of an address, of which another was checked before.
+            a.movzx(r9d, byte_ptr(rsi + rcx))?;
+            a.vpcmpestri(xmm1, xmmword_ptr(rsi + 5), 0x0c)?;
+            a.movzx(r10d, byte_ptr(rsi + rcx + 1))?;
+            a.adc(r12, r9)?;
+            a.add(r12, r10)?;
+            a.vpcmpestrm(xmm1, xmm2, 0x48)?;
+            a.vpaddd(ymm1, ymm1, ymm0)?;
+            a.pcmpistrm(xmm1, xmmword_ptr(rsi + 1), 0x1a)?;
+            a.seto(r9b)?;
+            a.add(r12b, r9b)?;
+            a.add(rsi, 0x155)
+        });
+        g.set_reg(RSI, DATA);
+        g
+    });
+    // A loop whose count would stand in the register that the index comes in.
+    alike_in_one_go(|| {
+        looping(0x40, 100, |a| {
+            a.vpcmpistri(xmm1, xmmword_ptr(rsi), 0x08)?;
+            a.add(r12, rcx)?;
+            a.vmovdqu(xmm1, xmmword_ptr(rdi))?;
+            a.add(rsi, 16)?;
+            a.add(rdi, 16)
+        })
     });
 }
 
