@@ -568,6 +568,22 @@ fn comparisons_of_strings_give_an_index() {
         g.set_reg(RSI, DATA);
         g
     });
+    // The index leads to another page than what it replaces.
+    let end = alike_in_one_go(|| {
+        let mut g = machine();
+        g.map(DATA + 0x1000, DATA + 0x4000, P | W);
+        repeated(&mut g, 20, |a| {
+            a.xor(ecx, ecx)?;
+            a.movzx(r9d, byte_ptr(rsi + rcx))?;
+            a.pcmpistri(xmm1, xmm2, 0x0c)?;
+            a.movzx(r10d, byte_ptr(rsi + rcx))?;
+            a.lea(r12, ptr(r12 + 2 * r9))?;
+            a.add(r12, r10)
+        });
+        g.set_reg(RSI, DATA + 0xff8);
+        g
+    });
+    assert_eq!(end.cpu.regs[RCX], 16);
     // A loop whose count would stand in the register that the index comes in.
     alike_in_one_go(|| {
         looping(0x40, 100, |a| {
