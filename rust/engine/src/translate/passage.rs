@@ -267,14 +267,18 @@ impl Translator {
     /// must see to unmasked exceptions.
     fn lend_vectors(&mut self, cpu: &mut Vcpu) -> bool {
         const MASKS: u32 = 0x1f80;
-        if self.context.get().lent != 0 {
-            // They are there without their upper halves.
-            self.context.get_mut().vector = 1;
+        let usable = cpu.cr0 & (cr0::TS | cr0::EM) == 0 && cpu.cr4 & cr4::OSFXSR != 0;
+        if !usable {
+            return false;
+        }
+        let context = self.context.get_mut();
+        if context.lent != 0 {
+            // It is their upper halves that are missing.
+            context.vector = 1;
             return true;
         }
-        let usable = cpu.cr0 & (cr0::TS | cr0::EM) == 0 && cpu.cr4 & cr4::OSFXSR != 0;
         let state = cpu.vector();
-        if !usable || state.mxcsr & MASKS != MASKS {
+        if state.mxcsr & MASKS != MASKS {
             return false;
         }
         let (xmm, mxcsr) = (state.xmm, state.mxcsr);

@@ -2,8 +2,8 @@
 //! with a VEX prefix needs them: legacy SSE leaves them alone, so units of that kind need not know where they are.
 //!
 //! While [`Context::upper`] is set they are in the host's registers, together with the lower halves. Rust code runs with the
-//! host's upper halves clear, since legacy SSE in it would otherwise wait for them (SDM vol. 1, 14.3; Intel's optimization
-//! manual on transitions between SSE and AVX).
+//! host's upper halves clear, since legacy SSE in it would otherwise wait for them (Intel's optimization manual, mixing AVX
+//! code with SSE code).
 
 use trapgate_x86::regs::{cr4, xcr0};
 

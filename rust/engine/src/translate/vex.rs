@@ -40,7 +40,7 @@ pub fn is_masked(op: Op) -> bool {
     matches!(op, Op::Vmaskmovpd | Op::Vmaskmovps | Op::Vpmaskmovd | Op::Vpmaskmovq)
 }
 
-/// Whether the memory operand must be aligned to its size (SDM vol. 2, table 2-21: explicitly aligned instructions).
+/// Whether the memory operand must be aligned to its size (SDM vol. 1, 14.9).
 pub fn must_align(insn: &Insn) -> bool {
     use Op::*;
     insn.operands.iter().any(|operand| matches!(operand, Operand::Mem { .. }))

@@ -15,6 +15,7 @@ mod gates;
 mod hostile;
 mod limits;
 mod loops;
+mod operands;
 mod pae;
 mod passage;
 mod permissions;
