@@ -9,7 +9,7 @@ use trapgate_lockstep::compare::{self, Every, Summary};
 use trapgate_lockstep::guest::{Guest, read};
 use trapgate_lockstep::{hash, paranoid};
 use trapgate_x86::insn::Bits;
-use trapgate_x86::model::X86_64_V2;
+use trapgate_x86::model::{Model, X86_64_V2};
 
 const USAGE: &str = "\
 usage: lockstep hash|paranoid|engines|qemu [OPTION]...
@@ -25,6 +25,7 @@ The guest is debian-12 from the image cache unless one is given:
   --append TEXT     command line
   --code HEX        bare-metal 64-bit code at 1 MiB instead of a kernel; --bits 32 for 32-bit code
   --memory SIZE     as 256M
+  --cpu MODEL       x86-64-v2, x86-64-v3 or host                              (x86-64-v2)
 
 Counts of instructions, with K, M or G:
   --start N         run alone up to N, then begin                            (0)
@@ -61,7 +62,8 @@ struct Options(Vec<(String, String)>);
 
 impl Options {
     fn parse(mut args: impl Iterator<Item = String>) -> Result<Options, AnyError> {
-        const KNOWN: [&str; 17] = [
+        const KNOWN: [&str; 18] = [
+            "cpu",
             "kernel",
             "initrd",
             "append",
@@ -133,6 +135,9 @@ fn guest(options: &Options) -> Result<Guest, AnyError> {
     };
     if let Some(line) = options.get("append") {
         guest.command_line = line.into();
+    }
+    if let Some(name) = options.get("cpu") {
+        guest.model = *Model::by_name(name).ok_or_else(|| format!("there is no model {name}"))?;
     }
     if let Some(size) = options.get("memory") {
         guest.memory = number(size, 1024)?;

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use trapgate_machine::boot::{Decompression, Protocol};
 use trapgate_machine::{ClockKind, Config, Exit, Limits, Machine, Payload};
-use trapgate_x86::model::X86_64_V2;
+use trapgate_x86::model::Model;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut args = std::env::args().skip(1);
@@ -17,10 +17,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let command_line = args.next().unwrap_or_else(|| "console=ttyS0".into());
     let expect = args.next();
     let mut seen = Vec::new();
+    let model = std::env::var("CPU").unwrap_or_else(|_| "x86-64-v2".into());
+    let model = *Model::by_name(&model).ok_or_else(|| format!("there is no model {model}"))?;
     let clock = if std::env::var_os("REAL").is_some() { ClockKind::Real } else { ClockKind::Virtual };
     let config = Config {
         memory: 512 << 20,
-        model: X86_64_V2,
+        model,
         clock,
         seed: 1,
         debug_console: false,

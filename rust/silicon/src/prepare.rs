@@ -143,7 +143,7 @@ fn is_xsave(insn: &Instruction) -> bool {
 }
 
 /// Whether the index of the memory operand is a vector register.
-pub(crate) fn is_gather(insn: &Instruction) -> bool {
+pub fn is_gather(insn: &Instruction) -> bool {
     insn.op_code().op_kinds().iter().any(|&kind| is_vsib32(kind) || is_vsib64(kind))
 }
 

@@ -4,11 +4,14 @@
 mod suite {
     use std::io::Write;
 
+    use trapgate_engine::translate::explain::{Done, explain};
+    use trapgate_silicon::MODEL;
     use trapgate_silicon::blocks;
     use trapgate_silicon::case::Mode;
-    use trapgate_silicon::catalog::Group;
+    use trapgate_silicon::catalog::{Group, Verdict, catalog};
+    use trapgate_silicon::prepare::is_gather;
     use trapgate_silicon::report::Report;
-    use trapgate_silicon::suite::{Pair, Plan, run, run_on};
+    use trapgate_silicon::suite::{Pair, Plan, one, run, run_on};
 
     /// Prints the coverage, past the test runner's capture.
     fn finish(title: &str, report: &Report) {
@@ -71,6 +74,27 @@ mod suite {
         };
         finish("translated, blocks", &blocks::run_on(&mut pair, &Plan::from_environment(10_000, 1_000_000)));
         assert_translated(&pair, 5_000);
+    }
+
+    /// All that the processor has becomes host code, but for what may take more than one access, and MXCSR.
+    #[test]
+    fn avx_instructions_are_translated() {
+        use iced_x86::Mnemonic::*;
+        for entry in catalog(Mode::Long).iter().filter(|entry| entry.group == Group::Avx) {
+            if entry.verdict != Verdict::Run {
+                continue;
+            }
+            for number in 0..20 {
+                let prepared = one(entry, Mode::Long, 1, number);
+                let case = &prepared.case;
+                let code = &case.code[..case.code_len as usize];
+                let made = explain(code, 0x1000, true, &MODEL.features);
+                let left = is_gather(&prepared.insn)
+                    || matches!(entry.code.mnemonic(), Vmaskmovdqu | Vldmxcsr | Vstmxcsr);
+                let done = made.guest[0].done;
+                assert_eq!(done == Done::Interpreted, left, "{:?} {number}: {done:?}", entry.code);
+            }
+        }
     }
 
     fn assert_translated(pair: &Pair, least: u64) {

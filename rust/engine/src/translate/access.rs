@@ -9,6 +9,7 @@ use super::context::GROUPS;
 use super::emit::Fetched;
 use super::path::Planned;
 use super::plan::{self, Plan};
+use super::vectors::gives_index;
 
 /// Bytes from the first to the last of a group at most.
 const SPAN: i64 = 1024;
@@ -40,6 +41,8 @@ pub struct Member {
 pub struct Groups {
     pub all: Vec<Group>,
     pub members: Vec<Option<Member>>,
+    /// PUSH or CALL of memory writes a slot of the stack that is in no group: with it the page at hand may change.
+    pub slot_apart: bool,
 }
 
 /// What an address is made of: registers by number and how often each was set.
@@ -81,6 +84,8 @@ impl Groups {
             let member = found
                 .map(|(key, offset, size, write)| groups.join(&mut keys, alone, key, offset, size, write));
             groups.members.push(member);
+            groups.slot_apart |= matches!(plan, Plan::Push | Plan::Call)
+                && f.insn.operands.iter().any(|operand| matches!(operand, Operand::Mem { .. }));
             registers.follow(&f.insn, *plan);
         }
         (groups, registers)
@@ -240,6 +245,7 @@ fn implicit(insn: &Insn) -> &'static [u8] {
         Op::Imul if insn.operands[1] == Operand::None => &[0, 2],
         Op::Movs => &[1, 6, 7],
         Op::Stos => &[1, 7],
+        op if gives_index(op) => &[1],
         Op::Cwd => &[2],
         Op::Cbw | Op::Cmpxchg | Op::Lahf => &[0],
         _ => &[],

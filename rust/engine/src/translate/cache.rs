@@ -173,6 +173,7 @@ impl Context {
     /// First contents; the mapping is zero.
     fn prepare(&mut self) {
         self.aligned_mask = !0xff0;
+        self.wide_mask = !0xfe0;
         self.slot_mask = !0xff8;
         self.first_trips.fill(u64::from(super::loops::FIRST_TRIP));
         self.patience.fill(1);

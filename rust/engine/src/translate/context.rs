@@ -64,6 +64,8 @@ pub struct Context {
     pub exit: u64,
     /// Address bits above a page and below 16, for operands that must be aligned.
     pub aligned_mask: u64,
+    /// The same with those below 32.
+    pub wide_mask: u64,
     /// Address bits above a page and below 8: those of a stack slot that cannot cross.
     pub slot_mask: u64,
 
@@ -109,6 +111,13 @@ pub struct Context {
     /// Not zero while `xmm` and `mxcsr`, or the host's registers, hold what the vCPU's vector state is to become, and
     /// instructions may use them.
     pub lent: u64,
+    /// Not zero while the upper halves of the guest's YMM registers are in the host's, besides the lower ones.
+    pub upper: u64,
+    /// Not zero while `upper_halves`, or the host's registers, hold what the vCPU's are to become, and VEX instructions may
+    /// use them.
+    pub lent_upper: u64,
+    /// Not zero while the upper halves are all zero, whatever stands in `upper_halves`.
+    pub zero_upper: u64,
 
     /// Instructions that might be completed when the code was entered.
     pub granted: u64,
@@ -138,6 +147,7 @@ pub struct Context {
     /// What the helpers need; set for each entry.
     pub session: u64,
     pub xmm: [[u64; 2]; 16],
+    pub upper_halves: [[u64; 2]; 16],
     /// What an access to the stack reaches while no page is known for it: see `forget_stack`.
     pub pit: [u8; 4096],
     pub pairs: [u8; PAIRS],

@@ -16,6 +16,7 @@ use super::exits::{Cold, Exits, Second};
 use super::loops::Loop;
 use super::plan::{self, Plan};
 use super::stack::PutOff;
+use super::vectors::gives_index;
 
 /// An instruction as it was fetched and decoded.
 #[derive(Clone, Copy, Debug)]
@@ -213,6 +214,9 @@ impl Emitter<'_> {
             encoding.opcode = [0x8a, 0x8b, 0x88, 0x89][usize::from(f.layout.opcode & 3)];
         }
         self.asm.emit(&encoding);
+        if let (true, Place::Host(index)) = (gives_index(insn.op), place(1)) {
+            self.asm.mov32(index, RCX);
+        }
         self.give_back(&scratch);
         Ok(())
     }
@@ -220,6 +224,10 @@ impl Emitter<'_> {
     /// Registers that are implicit or fixed are the host's own: prefixes, opcode and immediate as they are.
     fn unchanged(&mut self, f: &Fetched<'_>) {
         let l = &f.layout;
+        if l.prefixes.contains(Prefixes::VEX) {
+            // VZEROUPPER and VZEROALL.
+            return self.asm.bytes(&f.bytes[usize::from(l.head)..usize::from(l.len)]);
+        }
         if l.prefixes.contains(Prefixes::OPSIZE) {
             self.asm.bytes(&[0x66]);
         }

@@ -29,8 +29,9 @@ pub enum Exit {
     /// A memory access at `rip` did not find its page; the instruction starts again at the host address `retry`. Where that
     /// is of no use it is the interpreter's, as a step that is decoded when it is first needed.
     Miss { rip: u64, done: u32, retry: u64, access: Access, step: Option<NonZeroU32> },
-    /// The unit at `rip` needs the vector registers; nothing of it has run. It is entered again at `entry`.
-    Vectors { rip: u64, entry: u64 },
+    /// The unit at `rip` needs the vector registers, with their upper halves or without; nothing of it has run. It is entered
+    /// again at `entry`.
+    Vectors { rip: u64, entry: u64, upper: bool },
     /// The slot of an address led to another address's unit: nothing has run.
     Astray,
     /// The unit that was translated from `rip` is no more.
@@ -43,7 +44,7 @@ pub struct Access {
     /// Bytes, from the address in R10 on.
     pub size: u16,
     pub write: bool,
-    /// The operand must be aligned to 16 bytes.
+    /// The operand must be aligned to its size, 16 or 32 bytes.
     pub aligned: bool,
     /// By the page that is kept for the stack.
     pub stack: bool,

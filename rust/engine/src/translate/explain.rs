@@ -22,13 +22,21 @@ use super::path::Path;
 use super::plan::Plan;
 use super::thunks::Thunks;
 use super::unit::{self, LONGEST, Source};
+use super::vectors::gives_index;
 use crate::memory::PAGE;
 
 /// Where explained units seem to lie.
 const BASE: u64 = 0x1_0000;
 /// Where they leave to.
-pub(super) const THUNKS: Thunks =
-    Thunks { enter: 0, exit: 0x1000, miss: 0x2000, stack: 0x3000, lend: 0x4000, clock: 0x5000 };
+pub(super) const THUNKS: Thunks = Thunks {
+    enter: 0,
+    exit: 0x1000,
+    miss: 0x2000,
+    stack: 0x3000,
+    lend: 0x4000,
+    clock: 0x5000,
+    lend_upper: 0x6000,
+};
 
 /// What the code behind a place in the assembler is for. Numbers are those of instructions in the unit.
 #[derive(Clone, Copy, Debug)]
@@ -296,8 +304,11 @@ fn copied(insn: &Insn, same: bool) -> (Done, String) {
         Operand::Gpr { reg, .. } => Some(*reg),
         _ => None,
     });
+    let index = gives_index(insn.op).then_some(1);
     let mut moved = Vec::new();
-    for reg in operands.chain([insn.mem.base, insn.mem.index].into_iter().filter(|reg| *reg < 16)) {
+    for reg in
+        operands.chain(index).chain([insn.mem.base, insn.mem.index].into_iter().filter(|reg| *reg < 16))
+    {
         let text = match place(reg) {
             Place::Host(host) if host == reg => continue,
             Place::Host(host) => format!("{} is {}", register(reg), register(host)),

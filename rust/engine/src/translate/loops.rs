@@ -17,6 +17,7 @@ use super::emit::{Emitter, Fetched, counts_by_cl};
 use super::memory::group_slot;
 use super::path::Planned;
 use super::plan::Plan;
+use super::vectors::gives_index;
 
 /// Iterations below which the head is not worth its while.
 const LEAST: i8 = 4;
@@ -72,8 +73,8 @@ struct Part {
     step: i64,
     /// Position of an instruction of the group.
     example: usize,
-    /// Offset of an operand that must be aligned to 16 bytes.
-    aligned: Option<i64>,
+    /// Offset of an operand that must be aligned, and to how many bytes; none needs more.
+    aligned: Option<(i64, i64)>,
 }
 
 /// A loop that qualifies.
@@ -205,6 +206,7 @@ fn needs_scratch(f: &Fetched<'_>) -> bool {
         || lives_in_memory(mem.base)
         || lives_in_memory(mem.index)
         || counts_by_cl(&f.insn)
+        || gives_index(f.insn.op)
         || matches!(f.insn.op, trapgate_x86::op::Op::Cmpxchg8b | trapgate_x86::op::Op::Cmpxchg16b)
 }
 
@@ -228,17 +230,11 @@ fn part(
         (0, _) => Varies::Index,
         _ => return None,
     };
-    let mut aligned = None;
-    for i in (0..list.len()).filter(of) {
-        if !super::plan::must_align(&list[i].0.insn) {
-            continue;
-        }
-        let offset = groups.members[i]?.offset;
-        if *aligned.get_or_insert(offset) & 15 != offset & 15 || (base + index) % 16 != 0 {
-            return None;
-        }
-    }
     let step = base + index;
+    let aligned = aligned(
+        (0..list.len()).filter(of).filter_map(|i| Some((&list[i].0, groups.members[i]?.offset))),
+        step,
+    )?;
     (step.abs() <= 1024 && group.high - group.low <= 1024).then_some(Part {
         group: *group,
         varies,
@@ -246,6 +242,28 @@ fn part(
         example,
         aligned,
     })
+}
+
+/// Of a group's operands, which an iteration moves on by `step`, the offset of one that must be aligned as well as any, and to
+/// how many bytes; `None` if they are not all aligned together.
+fn aligned<'a>(
+    members: impl Iterator<Item = (&'a Fetched<'a>, i64)>,
+    step: i64,
+) -> Option<Option<(i64, i64)>> {
+    let mut most: Option<(i64, i64)> = None;
+    for (f, offset) in members {
+        let size = f.insn.operands.iter().find_map(|operand| match operand {
+            Operand::Mem { size } => Some(i64::from(*size)),
+            _ => None,
+        });
+        let Some(size) = size.filter(|_| super::plan::must_align(&f.insn)) else { continue };
+        let (other, before) = most.unwrap_or((offset, size));
+        if (offset - other) % size.min(before) != 0 || step % size != 0 {
+            return None;
+        }
+        most = Some(if size >= before { (offset, size) } else { (other, before) });
+    }
+    Some(most)
 }
 
 /// `opcode reg, rm`, 64 bits.
@@ -366,9 +384,9 @@ impl Emitter<'_> {
             Varies::Nothing => self.asm.lea(R11, indexed(R11, R10, 0, 0)),
         }
         self.asm.store(group_slot(n), R11);
-        if let Some(offset) = part.aligned {
+        if let Some((offset, size)) = part.aligned {
             self.asm.lea(R11, at(RCX, (offset - low) as i32));
-            op_imm(self.asm, 0xf7, 0, Rm::Reg(R11), &15u32.to_le_bytes());
+            op_imm(self.asm, 0xf7, 0, Rm::Reg(R11), &(size as u32 - 1).to_le_bytes());
             failures.push(self.asm.jcc_later(NOT_ZERO));
         }
         match part.step {

@@ -9,6 +9,7 @@ use super::context::{Context, DELTA, MINUS_READ, MINUS_WRITE, Place, at_offset, 
 use super::emit::{Emitter, Fetched};
 use super::exits::{Access, Cold, Exit};
 use super::plan;
+use super::vex;
 
 impl Emitter<'_> {
     /// Puts the effective address of the memory operand plus `add`, before any segment base, into R10. Uses R11.
@@ -111,7 +112,9 @@ impl Emitter<'_> {
 
     /// Whether the page kept for the stack cannot have changed since a stack group was checked.
     pub(super) fn has_one_stack(&self, group: &Group) -> bool {
-        group.stack && self.groups.all.iter().filter(|other| other.stack).count() == 1
+        group.stack
+            && !self.groups.slot_apart
+            && self.groups.all.iter().filter(|other| other.stack).count() == 1
     }
 
     /// Looks for the page of the memory operand's address plus `below` in the TLB, and leaves its delta in R11. The address
@@ -156,7 +159,7 @@ impl Emitter<'_> {
         let last = if access.aligned { 0 } else { i32::from(access.size) - 1 };
         self.asm.lea(RCX, indexed(RCX, linear, 0, last));
         if access.aligned {
-            self.asm.pext(RCX, RCX, field!(aligned_mask));
+            self.asm.pext(RCX, RCX, if access.size == 32 { field!(wide_mask) } else { field!(aligned_mask) });
         } else {
             self.asm.shrx(RCX, RCX, RSP);
         }
@@ -174,6 +177,10 @@ impl Emitter<'_> {
         access: Access,
         address: Option<(u8, i32)>,
     ) {
+        if vex::is_masked(f.insn.op) {
+            // To look the page up would set its accessed flag, though no element that is wanted may lie in it.
+            return self.leave_unless_zero(f);
+        }
         self.asm.jrcxz(5);
         let jump = self.asm.jmp_later();
         let exit = self.exits.add(Exit::Miss { rip: f.rip, done: f.done, retry, access, step: self.step });

@@ -1,8 +1,9 @@
 //! The binary translator: guest code is copied into host code with its registers renamed, its memory operands checked and its
 //! transfers of control linked, and runs there. What it has no form for the interpreter runs, one instruction at a time.
 //!
-//! `path` finds the instructions of a unit, `unit` and `flow` make it, `access` and `loops` find out which checks it can do without, `plan` says what becomes of each
-//! instruction; `emit`, `memory`, `special`, `strings`, `modes` and `asm` make the code. `context` is what that code works on, `exits` and
+//! `path` finds the instructions of a unit, `unit` and `flow` make it, `access` and `loops` find out which checks it can do
+//! without, `plan` says what becomes of each instruction; `emit`, `memory`, `stack`, `special`, `strings`, `modes` and `asm` make
+//! the code; `vectors` and `vex` list what of vector code is copied, `upper` sees to upper halves. `context` is what that code works on, `exits` and
 //! `thunks` how it leaves; `passage` goes into it and sees to what it left for. `pages` knows which code stands where and
 //! whether it is still good, `tlb` keeps the translations that code may use; `cache` holds the code and enters it. `explain`
 //! makes units to be looked at.
@@ -29,7 +30,9 @@ mod strings;
 mod thunks;
 mod tlb;
 mod unit;
+mod upper;
 mod vectors;
+mod vex;
 
 use self::asm::Asm;
 use self::cache::{CodeCache, ContextBox};
@@ -65,6 +68,8 @@ pub struct Translator {
     /// Privilege view and page tables' state that the context was last used with.
     user: bool,
     hooks: u32,
+    /// A unit has needed upper halves of YMM registers.
+    upper_wanted: bool,
     /// Steps since one completed an instruction.
     idle: u32,
     options: TranslateOptions,
@@ -106,6 +111,7 @@ impl Translator {
             nowhere: 1 << 62 | secret & 0x0fff_ffff_ffff_f000,
             user: false,
             hooks: 0,
+            upper_wanted: false,
             idle: 0,
             options,
             stats: TranslatorStats::default(),

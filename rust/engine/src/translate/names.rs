@@ -22,6 +22,7 @@ pub fn named(text: String, insn: &Insn, next: u64) -> String {
             to if to == THUNKS.miss => "miss",
             to if to == THUNKS.stack => "stack",
             to if to == THUNKS.lend => "lend",
+            to if to == THUNKS.lend_upper => "lend_upper",
             to if to == THUNKS.clock => "clock",
             _ => return text,
         };
@@ -64,10 +65,10 @@ fn place_name(disp: i32, indexed: bool) -> Option<String> {
         ($($name:ident)*) => { [$((offset_of!(Context, $name), size_of_field(|c: &Context| &c.$name), stringify!($name))),*] };
     }
     let places = places!(
-        budget minus_stack stack_delta vector fs_base gs_base exit aligned_mask slot_mask interrupts
-        quiet other_flags arithmetic_mask kernel_gs_base direction control selectors lent target gpr
+        budget minus_stack stack_delta vector fs_base gs_base exit aligned_mask wide_mask slot_mask interrupts
+        quiet other_flags arithmetic_mask kernel_gs_base direction control selectors lent upper lent_upper zero_upper target gpr
         system_calls call_target call_mask call_selectors loaded called returned base_access open_clock granted source_delta other_minus other_delta former_minus former_delta flags groups
-        iterations trips first_trips patience mxcsr host_mxcsr xmm pairs
+        iterations trips first_trips patience mxcsr host_mxcsr xmm upper_halves pairs
     );
     let (start, size, name) =
         *places.iter().find(|(start, size, _)| (*start..start + size).contains(&offset))?;

@@ -136,7 +136,7 @@ impl Translator {
         cache::enter(self, cpu, &thunks, target);
         self.take_mode(cpu);
         let context = self.context.get_mut();
-        context.vector = 0;
+        (context.vector, context.upper) = (0, 0);
         cpu.flags.set_arithmetic(unpack_flags(context.flags));
         cpu.flags.remove(rflags::IF);
         cpu.flags.insert(if context.interrupts != 0 { rflags::IF } else { 0 });
@@ -168,9 +168,13 @@ impl Translator {
                     None => self.step_of_miss(cpu, exit, left),
                 }
             }
-            Some(Exit::Vectors { rip, entry }) => {
+            Some(Exit::Vectors { rip, entry, upper }) => {
                 cpu.rip = rip;
-                if self.lend_vectors(cpu) { After::Go(Some(entry)) } else { self.leave_to_interpreter() }
+                if self.lend_vectors(cpu) && (!upper || self.lend_upper(cpu)) {
+                    After::Go(Some(entry))
+                } else {
+                    self.leave_to_interpreter()
+                }
             }
             // What is known of the address leads nowhere: its unit is looked for, or made.
             Some(Exit::Astray) => self.found(cpu),
@@ -267,8 +271,17 @@ impl Translator {
     fn lend_vectors(&mut self, cpu: &mut Vcpu) -> bool {
         const MASKS: u32 = 0x1f80;
         let usable = cpu.cr0 & (cr0::TS | cr0::EM) == 0 && cpu.cr4 & cr4::OSFXSR != 0;
+        if !usable {
+            return false;
+        }
+        let context = self.context.get_mut();
+        if context.lent != 0 {
+            // It is their upper halves that are missing.
+            context.vector = 1;
+            return true;
+        }
         let state = cpu.vector();
-        if !usable || state.mxcsr & MASKS != MASKS {
+        if state.mxcsr & MASKS != MASKS {
             return false;
         }
         let (xmm, mxcsr) = (state.xmm, state.mxcsr);
@@ -278,11 +291,13 @@ impl Translator {
         }
         context.mxcsr = mxcsr;
         (context.lent, context.vector) = (1, 1);
+        self.offer_upper(cpu);
         true
     }
 
     /// Takes lent vector registers back.
     fn take_vectors(&mut self, cpu: &mut Vcpu) {
+        self.take_upper(cpu);
         let context = self.context.get_mut();
         context.vector = 0;
         if std::mem::take(&mut context.lent) == 0 {

@@ -5,6 +5,7 @@ use trapgate_x86::insn::{Insn, Operand, Prefixes, Seg};
 use trapgate_x86::op::Op;
 
 use super::vectors::is_vector;
+use super::vex;
 
 /// How an instruction is translated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,15 +76,7 @@ pub fn plan(insn: &Insn, user: bool) -> Plan {
     }
     let high = insn.operands.iter().any(|operand| matches!(operand, Operand::High { .. }));
     let special = insn.operands.iter().any(|operand| {
-        matches!(
-            operand,
-            Operand::Seg(_)
-                | Operand::Cr(_)
-                | Operand::Dr(_)
-                | Operand::Mmx(_)
-                | Operand::Far
-                | Operand::Ymm(_)
-        )
+        matches!(operand, Operand::Seg(_) | Operand::Cr(_) | Operand::Dr(_) | Operand::Mmx(_) | Operand::Far)
     });
     if special || insn.addrsize == 2 || insn.prefixes.contains(Prefixes::LOCK) && !is_lockable(insn) {
         return Plan::Interpret;
@@ -125,7 +118,7 @@ pub fn plan(insn: &Insn, user: bool) -> Plan {
         Op::Call if insn.opsize == 8 => Plan::Call,
         Op::Ret if insn.opsize == 8 => Plan::Return,
         _ if is_integer(insn, high) => Plan::Copy,
-        _ if is_vector(insn.op) => Plan::Vector,
+        _ if is_vector(insn.op) || vex::is_vex(insn) => Plan::Vector,
         _ => Plan::Interpret,
     }
 }
@@ -193,7 +186,7 @@ pub fn writes_register(insn: &Insn, operand: u8) -> bool {
 pub fn overwrites(insn: &Insn) -> bool {
     use Op::*;
     matches!(
-        insn.op,
+        crate::vector::legacy(insn.op).unwrap_or(insn.op),
         Mov | Movzx
             | Movsx
             | Movsxd
@@ -286,14 +279,19 @@ fn is_integer(insn: &Insn, high: bool) -> bool {
     }
 }
 
-/// Whether a 16-byte memory operand must be aligned: legacy SSE's must, but for these (SDM vol. 2, table 2-23), and that
-/// of CMPXCHG16B.
+/// Whether a memory operand must be aligned to its 16 or 32 bytes: legacy SSE's must, but for these (SDM vol. 2, table 2-23),
+/// and that of CMPXCHG16B; of VEX only some.
 pub fn must_align(insn: &Insn) -> bool {
     use Op::*;
+    if insn.prefixes.contains(Prefixes::VEX) {
+        return vex::must_align(insn);
+    }
     insn.operands.contains(&Operand::Mem { size: 16 })
-        && !insn.prefixes.contains(Prefixes::VEX)
         && (is_vector(insn.op) || insn.op == Op::Cmpxchg16b)
-        && !matches!(insn.op, Lddqu | Movdqu | Movupd | Movups)
+        && !matches!(
+            insn.op,
+            Lddqu | Movdqu | Movupd | Movups | Pcmpestri | Pcmpestrm | Pcmpistri | Pcmpistrm
+        )
 }
 
 /// The segment whose base is to be added, if it can have one.

@@ -6,6 +6,7 @@ use super::asm::{
     Address, Asm, Encoding, Escape, R8, R9, R10, R11, RAX, RBP, RCX, RDI, RDX, RSI, RSP, Rm, at, indexed,
 };
 use super::context::{BELOW, Context, Place, at_offset, field, place, saved, slot};
+use super::upper;
 
 const RBX: u8 = 3;
 const R12: u8 = 12;
@@ -26,6 +27,8 @@ pub struct Thunks {
     pub stack: u64,
     /// Jumped to by units that need the vector registers, with the place to go on at in R11.
     pub lend: u64,
+    /// The same by units that need their upper halves as well.
+    pub lend_upper: u64,
     /// Jumped to by RDTSC, with the instructions of the unit that are complete in R10 and the place to go on at in R11. The
     /// vector registers are lent no more to the host's.
     pub clock: u64,
@@ -52,9 +55,11 @@ pub fn emit(asm: &mut Asm, helpers: Helpers) -> Thunks {
     emit_stack(asm, miss);
     let lend = asm.here();
     emit_lend(asm, exit);
+    let lend_upper = asm.here();
+    emit_lend_upper(asm, exit);
     let clock = asm.here();
     emit_clock(asm, helpers.clock);
-    Thunks { enter, exit, miss, stack, lend, clock }
+    Thunks { enter, exit, miss, stack, lend, lend_upper, clock }
 }
 
 fn push(asm: &mut Asm, reg: u8) {
@@ -113,6 +118,7 @@ fn save_vectors(asm: &mut Asm) {
     asm.load(RCX, field!(vector));
     asm.jrcxz(5);
     let there = jump_short_over(asm);
+    upper::save(asm);
     for n in 0..16 {
         vector(asm, true, n);
     }
@@ -126,6 +132,7 @@ fn load_vectors(asm: &mut Asm) {
     asm.jrcxz(5);
     let there = jump_short_over(asm);
     fetch_vectors(asm);
+    upper::load(asm);
     asm.bind(there);
 }
 
@@ -245,6 +252,7 @@ fn emit_clock(asm: &mut Asm, clock: u64) {
     asm.store(field!(target), R11);
     call(asm, clock);
     asm.store_constant32(field!(vector), 0);
+    asm.store_constant32(field!(upper), 0);
     // RAX and RDX are the guest's own.
     asm.mov32(RCX, RAX);
     asm.store(saved(RAX), RCX);
@@ -284,6 +292,25 @@ fn emit_lend(asm: &mut Asm, exit: u64) {
     asm.jmp(exit);
     asm.store(field!(vector), RCX);
     fetch_vectors(asm);
+    jump_r11(asm);
+}
+
+/// The same for units that need the upper halves as well; the lower ones may be there.
+fn emit_lend_upper(asm: &mut Asm, exit: u64) {
+    asm.load(RCX, field!(lent_upper));
+    asm.jrcxz(2);
+    asm.bytes(&[0xeb, 5]);
+    asm.jmp(exit);
+    asm.store(field!(upper), RCX);
+    asm.load(RCX, field!(vector));
+    let missing = asm.jrcxz_later();
+    let there = asm.jmp_later();
+    asm.bind(missing);
+    asm.load(RCX, field!(upper));
+    asm.store(field!(vector), RCX);
+    fetch_vectors(asm);
+    asm.bind(there);
+    upper::fetch(asm);
     jump_r11(asm);
 }
 

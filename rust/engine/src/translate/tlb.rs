@@ -195,7 +195,8 @@ impl Translator {
     pub(super) fn fill(&mut self, cpu: &mut Vcpu, linear: u64, access: Access) -> bool {
         let Access { size, write, aligned, stack, group } = access;
         let crosses = (linear & 0xfff) + u64::from(size) > PAGE;
-        if crosses || aligned && linear & 15 != 0 || stack && size == 8 && linear & 7 != 0 {
+        if crosses || aligned && linear & (u64::from(size) - 1) != 0 || stack && size == 8 && linear & 7 != 0
+        {
             return false;
         }
         let seg = if stack { Seg::Ss } else { Seg::Ds };

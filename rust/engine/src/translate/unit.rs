@@ -14,10 +14,11 @@ use super::exits::{Exit, Exits, Second};
 use super::explain::Note;
 use super::flow::Flow;
 use super::loops::{Counters, Loop};
-use super::path::Path;
+use super::path::{Path, Planned};
 use super::plan::Plan;
 use super::stack::PutOff;
 use super::thunks::Thunks;
+use super::vex;
 
 /// Instructions of a unit at most; also what the budget must allow before one is entered.
 pub const LONGEST: u32 = crate::options::LONGEST;
@@ -64,13 +65,36 @@ pub struct Made {
     pub more: u16,
 }
 
+/// What a unit needs of the guest's vector registers in the host's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Vectors {
+    None,
+    /// XMM registers: the upper halves may be elsewhere.
+    Lower,
+    /// YMM registers.
+    Whole,
+}
+
+impl Vectors {
+    fn of(list: &[Planned<'_>]) -> Vectors {
+        let mut needs = Vectors::None;
+        for (f, _) in list.iter().filter(|(_, plan)| *plan == Plan::Vector) {
+            if vex::needs_upper(&f.insn) {
+                return Vectors::Whole;
+            }
+            needs = Vectors::Lower;
+        }
+        needs
+    }
+}
+
 /// Translates into the assembler's buffer. `None` if there is no instruction that ends in this page.
 pub fn translate(asm: &mut Asm, exits: &mut Exits, thunks: &Thunks, source: &Source<'_>) -> Option<Made> {
     let path = Path::of(source);
     let list = &path.list;
     let start = list.first()?.0.rip;
     let groups = Groups::of(list, source.alone);
-    let vectors = list.iter().any(|(_, plan)| *plan == Plan::Vector);
+    let vectors = Vectors::of(list);
     let indirect = asm.here();
     asm.note(Note::Arrival);
     let entry = arrivals(asm, exits, thunks, start, vectors);
@@ -133,7 +157,7 @@ pub fn across(
     }
     let indirect = asm.here();
     asm.note(Note::Arrival);
-    let entry = arrivals(asm, exits, thunks, f.rip, *plan == Plan::Vector);
+    let entry = arrivals(asm, exits, thunks, f.rip, Vectors::of(&list));
     let top = asm.here();
     let emitter = Emitter {
         asm,
@@ -164,25 +188,26 @@ pub fn across(
 }
 
 /// The unit's two entries. An indirect branch brings its target in R10: other targets share its slot.
-fn arrivals(asm: &mut Asm, exits: &mut Exits, thunks: &Thunks, rip: u64, vectors: bool) -> u64 {
+fn arrivals(asm: &mut Asm, exits: &mut Exits, thunks: &Thunks, rip: u64, vectors: Vectors) -> u64 {
     compare(asm, rip);
     let good = asm.jrcxz_later();
     asm.jmp(thunks.exit);
     let no_vectors = asm.here();
-    if vectors {
-        let exit = exits.add(Exit::Vectors { rip, entry: 0 });
+    if vectors != Vectors::None {
+        let upper = vectors == Vectors::Whole;
+        let exit = exits.add(Exit::Vectors { rip, entry: 0, upper });
         asm.store_constant32(field!(exit), exit);
         // Five bytes follow this one.
         let entry = asm.here() + 7 + 5;
         asm.place_of(R11, entry);
-        asm.jmp(thunks.lend);
+        asm.jmp(if upper { thunks.lend_upper } else { thunks.lend });
         debug_assert_eq!(entry, asm.here());
-        exits.set(exit, Exit::Vectors { rip, entry });
+        exits.set(exit, Exit::Vectors { rip, entry, upper });
     }
     asm.bind(good);
     let entry = asm.here();
-    if vectors {
-        asm.load(RCX, field!(vector));
+    if vectors != Vectors::None {
+        asm.load(RCX, if vectors == Vectors::Whole { field!(upper) } else { field!(vector) });
         let over = no_vectors as i64 - (asm.here() as i64 + 2);
         asm.jrcxz(over as i8);
     }

@@ -245,5 +245,14 @@ pub fn is_vector(op: Op) -> bool {
             | Rcpss
             | Rsqrtps
             | Rsqrtss
+            | Pcmpestri
+            | Pcmpestrm
+            | Pcmpistri
+            | Pcmpistrm
     )
+}
+
+/// Whether the result, of a comparison of strings, is in ECX, which no operand names.
+pub fn gives_index(op: Op) -> bool {
+    matches!(op, Op::Pcmpestri | Op::Pcmpistri | Op::Vpcmpestri | Op::Vpcmpistri)
 }

@@ -135,6 +135,11 @@ pub fn is_vector(op: Op) -> bool {
     CLASSES[op as usize] != Class::None
 }
 
+/// The legacy operation that does to 128 bits what a VEX operation does to each half, if there is one.
+pub fn legacy(op: Op) -> Option<Op> {
+    avx::legacy(op)
+}
+
 /// Executes one instruction. RIP and the counting of instructions are the caller's.
 pub fn execute<O: Operands, F: FpUnit>(
     state: &mut VectorState,

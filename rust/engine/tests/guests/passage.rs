@@ -8,7 +8,7 @@ use iced_x86::IcedError;
 use iced_x86::code_asm::*;
 use trapgate_engine::Exit;
 use trapgate_engine::state::record::VcpuState;
-use trapgate_x86::model::X86_64_V2;
+use trapgate_x86::model::{Model, X86_64_V2};
 use trapgate_x86::regs::{cr0, cr4, efer, rflags};
 
 use crate::common::engines::TRANSLATORS;
@@ -95,7 +95,12 @@ pub fn interpreted(make: impl Fn() -> Guest) -> u64 {
 
 /// A machine with system calls and a way to end programs of ring 3; GS is the supervisor's after SWAPGS.
 pub fn machine() -> Guest {
-    let mut g = Guest::long();
+    machine_of(X86_64_V2)
+}
+
+/// The same on another processor.
+pub fn machine_of(model: Model) -> Guest {
+    let mut g = Guest::with_model(model);
     g.change_gate(OVER, |gate| gate.access = 0xee);
     let cpu = g.cpu();
     cpu.star = 0x0018_0008 << 32;

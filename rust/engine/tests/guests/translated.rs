@@ -127,3 +127,28 @@ fn the_stack_that_was_checked_stays_when_the_table_of_pages_is_emptied() {
         assert_eq!(g.reg(RAX), 0, "a value on the stack was lost");
     });
 }
+
+#[test]
+fn a_push_of_memory_that_changes_the_stacks_page_leaves_other_accesses_where_they_are() {
+    both(|mut g| {
+        // Two pages of the stack that do not follow each other in memory.
+        g.map(DATA + 0x1000, DATA + 0x4000, P | W);
+        g.put::<u64>(DATA + 0x3000, 0x33);
+        let top = DATA + 0x1000;
+        g.program(|a| {
+            let mut again = a.create_label();
+            a.mov(r14, 0x1122_3344_5566_7788u64)?;
+            a.mov(ebx, 20)?;
+            a.set_label(&mut again)?;
+            a.mov(rsp, top + 8)?;
+            a.push(r14)?;
+            a.push(qword_ptr(DATA + 0x3000))?;
+            a.push(qword_ptr(rsp + 8))?;
+            a.dec(ebx)?;
+            a.jnz(again)?;
+            a.hlt()
+        });
+        g.expect_halt();
+        assert_eq!(g.get::<u64>(DATA + 0x1000 - 16), 0x1122_3344_5566_7788);
+    });
+}

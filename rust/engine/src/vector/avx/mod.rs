@@ -33,6 +33,12 @@ pub(super) fn is_gather(op: Op) -> bool {
     TABLE[op as usize].0 == Kind::Gather
 }
 
+/// The legacy operation that does the same to 128 bits.
+pub(super) fn legacy(op: Op) -> Option<Op> {
+    let legacy = TABLE[op as usize].1;
+    (legacy != op).then_some(legacy)
+}
+
 pub(super) fn execute<O: Operands, F: FpUnit>(
     state: &mut VectorState,
     control: &Control,

@@ -3,7 +3,9 @@
 
 use iced_x86::code_asm::*;
 use trapgate_x86::exception::Vector;
-use trapgate_x86::regs::{cr0, cr4, rflags};
+use trapgate_x86::features::Features;
+use trapgate_x86::model::{Model, X86_64_V2, X86_64_V3};
+use trapgate_x86::regs::{cr0, cr4, rflags, xcr0};
 
 use super::place::*;
 use super::write::Text;
@@ -15,13 +17,18 @@ const HANDLERS: u64 = 0xb000;
 /// Addresses in the handlers lie between these.
 pub const HANDLERS_END: u64 = 0xc000;
 
+/// The processor that a program runs on: every third one's has AVX.
+pub fn model(seed: u64) -> Model {
+    if seed.is_multiple_of(3) { X86_64_V3 } else { X86_64_V2 }
+}
+
 /// The machine with a program in it, ready to run.
 pub fn machine(seed: u64, text: &Text) -> Guest {
     let mut noise = Noise(seed.wrapping_mul(0xd134_2543_de82_ef95) | 1);
     for _ in 0..4 {
         noise.next();
     }
-    let mut g = Guest::long();
+    let mut g = Guest::with_model(model(seed));
     map(&mut g, &mut noise);
     handlers(&mut g);
     functions(&mut g);
@@ -62,6 +69,15 @@ pub fn machine(seed: u64, text: &Text) -> Guest {
     cpu.cr4 |= cr4::PCIDE | cr4::PGE | cr4::FSGSBASE;
     for xmm in &mut cpu.vector().xmm {
         *xmm = u128::from(noise.next()) << 64 | u128::from(noise.next() >> noise.below(64));
+    }
+    if model(seed).features.contains(Features::AVX) {
+        cpu.cr4 |= cr4::OSXSAVE;
+        cpu.xcr0 =
+            if noise.below(8) == 0 { xcr0::X87 | xcr0::SSE } else { xcr0::X87 | xcr0::SSE | xcr0::AVX };
+        // Most programs leave them clear.
+        for half in cpu.vector().ymm_high.iter_mut().take(noise.below(3) as usize * 8) {
+            *half = u128::from(noise.next()) << 64 | u128::from(noise.next());
+        }
     }
     cpu.update_mode();
     g.flag(rflags::IF);

@@ -10,10 +10,9 @@ use trapgate_x86::facts::text as disassemble;
 use trapgate_x86::features::Features;
 use trapgate_x86::flags::flag_use;
 use trapgate_x86::insn::Bits;
-use trapgate_x86::model::X86_64_V2;
 use trapgate_x86::regs::rflags;
 
-use super::machine::{HANDLERS_END, machine};
+use super::machine::{HANDLERS_END, machine, model};
 use super::place::*;
 use super::write::{Piece, Text, pieces, write};
 use crate::common::engines;
@@ -79,8 +78,8 @@ fn plan(seed: u64) -> Plan {
     Plan { seed, stops, hooks: noise.below(4) == 0 }
 }
 
-fn features() -> Features {
-    X86_64_V2.features
+fn features(seed: u64) -> Features {
+    model(seed).features
 }
 
 /// Runs program `seed`; what differs, if something does.
@@ -103,7 +102,7 @@ fn run(
     variant: Variant,
     totals: Option<&mut Totals>,
 ) -> Option<(u64, String)> {
-    let text = write(list, features());
+    let text = write(list, features(plan.seed));
     let mut noise = Noise(plan.seed | 1);
     let (mut a, mut b) = (machine(plan.seed, &text), machine(plan.seed, &text));
     a.engine.set_translate(None);
@@ -272,6 +271,10 @@ fn states(one: &VcpuState, other: &VcpuState) -> String {
         if one.vector.xmm[n] != other.vector.xmm[n] {
             let _ = writeln!(out, "xmm{n}: {:#x} / {:#x}", one.vector.xmm[n], other.vector.xmm[n]);
         }
+        let (x, y) = (one.vector.ymm_high[n], other.vector.ymm_high[n]);
+        if x != y {
+            let _ = writeln!(out, "ymm{n} above: {x:#x} / {y:#x}");
+        }
     }
     if out.is_empty() {
         out = format!("{one:x?}\n{other:x?}");
@@ -281,7 +284,7 @@ fn states(one: &VcpuState, other: &VcpuState) -> String {
 
 /// Whether a program, run by the interpreter, stays among its instructions and reads no flag that is undefined.
 fn is_valid(list: &[Option<Piece>], seed: u64) -> bool {
-    let text = write(list, features());
+    let text = write(list, features(seed));
     let mut g = machine(seed, &text);
     g.engine.set_translate(None);
     let mut unknown = 0;
@@ -294,7 +297,7 @@ fn is_valid(list: &[Option<Piece>], seed: u64) -> bool {
                 return false;
             }
             let bytes = g.peek(at, 15);
-            if let Ok(insn) = decode(&bytes, Bits::B64, &features()) {
+            if let Ok(insn) = decode(&bytes, Bits::B64, &features(seed)) {
                 let flags = flag_use(&insn);
                 if g.step() != Exit::Budget {
                     return true;
@@ -355,7 +358,7 @@ fn narrow(mut list: Vec<Option<Piece>>, mut plan: Plan, variant: Variant) -> Str
             if stop(middle).is_some() { high = middle } else { low = middle }
         }
         if let Some((_, found)) = stop(high) {
-            let mut g = machine(plan.seed, &write(&list, features()));
+            let mut g = machine(plan.seed, &write(&list, features(plan.seed)));
             g.engine.set_translate(None);
             g.run_until(high - 1);
             let _ = writeln!(out, "it begins at {:#x}, after {} instructions: {found}", g.rip(), high - 1);
@@ -363,7 +366,7 @@ fn narrow(mut list: Vec<Option<Piece>>, mut plan: Plan, variant: Variant) -> Str
     } else {
         let _ = writeln!(out, ", with hooks: {}, stops {:?})", plan.hooks, plan.stops);
     }
-    let text = write(&list, features());
+    let text = write(&list, features(plan.seed));
     let mut at = 0;
     while at < text.code.len() {
         let rip = CODE + at as u64;

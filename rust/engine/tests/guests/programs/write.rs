@@ -6,6 +6,7 @@
 
 mod flow;
 mod system;
+mod vectors;
 
 use std::collections::HashMap;
 
@@ -326,10 +327,11 @@ impl Writer {
             if memory && !vector && self.one_in(8) {
                 bytes.push(0xf0);
             }
-            if self.one_in(if vector { 2 } else { 6 }) {
+            let vex = vector && self.has_avx() && self.one_in(2);
+            if !vex && self.one_in(if vector { 2 } else { 6 }) {
                 bytes.push(0x66);
             }
-            if self.one_in(if vector { 2 } else { 12 }) {
+            if !vex && self.one_in(if vector { 2 } else { 12 }) {
                 let rep = self.pick(&[0xf2, 0xf3]);
                 bytes.push(rep);
             }
@@ -388,10 +390,17 @@ impl Writer {
             for _ in 0..2 {
                 tail.extend_from_slice(&self.noise.next().to_le_bytes()[..4]);
             }
-            if rex != 0 {
-                bytes.insert(rex_at, rex);
+            if vex {
+                let (noise, last) = (self.noise.next() as u8, self.one_in(2));
+                // No second source, in many encodings.
+                let vvvv = if last { 0x78 } else { noise & 0x78 };
+                bytes.extend([0xc4, !rex << 5 & 0xe0 | map as u8, (rex & 8) << 4 | vvvv | noise & 7]);
+            } else {
+                if rex != 0 {
+                    bytes.insert(rex_at, rex);
+                }
+                bytes.extend_from_slice(escape);
             }
-            bytes.extend_from_slice(escape);
             bytes.push(opcode);
             let tail_at = bytes.len();
             bytes.extend_from_slice(&tail);
@@ -505,10 +514,7 @@ impl Writer {
             return false;
         }
         let strange = |operand: &Operand| {
-            matches!(
-                operand,
-                Operand::Seg(_) | Operand::St(_) | Operand::Cr(_) | Operand::Dr(_) | Operand::Ymm(_)
-            )
+            matches!(operand, Operand::Seg(_) | Operand::St(_) | Operand::Cr(_) | Operand::Dr(_))
         };
         if insn.operands.iter().any(strange) {
             return false;
@@ -533,10 +539,10 @@ impl Writer {
             Shld | Shrd | Bswap => insn.opsize > 2,
             // A bit string reaches far.
             Bt | Bts | Btr | Btc => !memory || matches!(insn.operands[1], Operand::Imm { .. }),
-            Movs | Cmps | Stos | Lods | Scas | Xlat | Maskmovdqu | Maskmovq | Emms | Push | Pop | Enter
-            | Leave | Nop | Pause => false,
+            Movs | Cmps | Stos | Lods | Scas | Xlat | Maskmovdqu | Maskmovq | Vmaskmovdqu | Emms | Push
+            | Pop | Enter | Leave | Nop | Pause => false,
             // Approximations, of which executors may have their own.
-            Rcpps | Rcpss | Rsqrtps | Rsqrtss => false,
+            Rcpps | Rcpss | Rsqrtps | Rsqrtss | Vrcpps | Vrcpss | Vrsqrtps | Vrsqrtss => false,
             _ => true,
         }
     }
@@ -634,6 +640,9 @@ impl Writer {
     }
 
     fn other(&mut self) {
+        if self.has_avx() && self.one_in(2) {
+            return self.saved();
+        }
         match self.below(6) {
             0 => self.insn(&[0x0f, 0x31]),
             1 => {
