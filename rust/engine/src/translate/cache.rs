@@ -174,6 +174,7 @@ impl Context {
     fn prepare(&mut self) {
         self.aligned_mask = !0xff0;
         self.slot_mask = !0xff8;
+        self.fpu.masks = super::fpu::MASKS.into();
         self.first_trips.fill(u64::from(super::loops::FIRST_TRIP));
         self.patience.fill(1);
         self.budget = BUDGET_BIAS;

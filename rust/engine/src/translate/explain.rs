@@ -21,13 +21,21 @@ use super::names::{named, register};
 use super::plan::Plan;
 use super::thunks::Thunks;
 use super::unit::{self, LONGEST, Source};
+use super::x87::Kind;
 use crate::memory::PAGE;
 
 /// Where explained units seem to lie.
 const BASE: u64 = 0x1_0000;
 /// Where they leave to.
-pub(super) const THUNKS: Thunks =
-    Thunks { enter: 0, exit: 0x1000, miss: 0x2000, stack: 0x3000, lend: 0x4000, clock: 0x5000 };
+pub(super) const THUNKS: Thunks = Thunks {
+    enter: 0,
+    exit: 0x1000,
+    miss: 0x2000,
+    stack: 0x3000,
+    lend: 0x4000,
+    clock: 0x5000,
+    lend_x87: 0x6000,
+};
 
 /// What the code behind a place in the assembler is for. Numbers are those of instructions in the unit.
 #[derive(Clone, Copy, Debug)]
@@ -255,9 +263,15 @@ fn verdict(f: &Fetched<'_>, plan: Plan, same: bool, user: bool) -> (Done, String
             return (Done::Interpreted, reason.to_owned());
         }
         Plan::Nothing => return (Done::Dropped, "it does nothing but count".to_owned()),
-        Plan::Copy | Plan::Vector if !memory => return copied(insn, same),
+        Plan::X87(Kind::Wait) => {
+            return (Done::Dropped, "no exception is pending where the x87 state is lent".to_owned());
+        }
+        Plan::X87(Kind::LoadControl) => {
+            "what it loads is looked at: the host must have every exception masked"
+        }
+        Plan::Copy | Plan::Vector | Plan::X87(_) if !memory => return copied(insn, same),
         Plan::Lea if insn.mem.base != RIP => return copied(insn, same),
-        Plan::Copy | Plan::Vector | Plan::BitString | Plan::Repeat => Reason::Address.text(),
+        Plan::Copy | Plan::Vector | Plan::X87(_) | Plan::BitString | Plan::Repeat => Reason::Address.text(),
         Plan::Lea => "it counts from RIP, which is the guest's: a constant here",
         Plan::Push | Plan::Pop | Plan::Leave => "the stack's address is translated and checked",
         Plan::Divide => "its fault would be the host's: its operands are looked at first",

@@ -15,6 +15,7 @@ mod emit;
 mod exits;
 pub mod explain;
 mod flow;
+mod fpu;
 mod loops;
 mod memory;
 mod modes;
@@ -28,6 +29,7 @@ mod thunks;
 mod tlb;
 mod unit;
 mod vectors;
+mod x87;
 
 use self::asm::Asm;
 use self::cache::{CodeCache, ContextBox};

@@ -22,6 +22,7 @@ pub fn named(text: String, insn: &Insn, next: u64) -> String {
             to if to == THUNKS.miss => "miss",
             to if to == THUNKS.stack => "stack",
             to if to == THUNKS.lend => "lend",
+            to if to == THUNKS.lend_x87 => "lend_x87",
             to if to == THUNKS.clock => "clock",
             _ => return text,
         };
@@ -60,6 +61,9 @@ fn place_name(disp: i32, indexed: bool) -> Option<String> {
         return Some(format!("guest_r{}", 8 + n));
     }
     let offset = usize::try_from(disp - BELOW).ok()?;
+    if let Some(name) = super::fpu::place_name(offset) {
+        return Some(name.to_owned());
+    }
     macro_rules! places {
         ($($name:ident)*) => { [$((offset_of!(Context, $name), size_of_field(|c: &Context| &c.$name), stringify!($name))),*] };
     }

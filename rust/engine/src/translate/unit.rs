@@ -67,10 +67,10 @@ pub fn translate(asm: &mut Asm, exits: &mut Exits, thunks: &Thunks, source: &Sou
     let list = fetch(source);
     let start = list.first()?.0.rip;
     let groups = Groups::of(&list, source.alone);
-    let vectors = list.iter().any(|(_, plan)| *plan == Plan::Vector);
+    let needs = list.iter().fold(Needs::default(), |needs, (_, plan)| needs.and(*plan));
     let indirect = asm.here();
     asm.note(Note::Arrival);
-    let entry = arrivals(asm, exits, thunks, start, vectors);
+    let entry = arrivals(asm, exits, thunks, start, needs);
     let back = if source.alone { None } else { Loop::of(&list) };
     if back.is_some() {
         // Rounds are counted from where the loop is entered: short loops never get to their head.
@@ -131,7 +131,7 @@ pub fn across(
     }
     let indirect = asm.here();
     asm.note(Note::Arrival);
-    let entry = arrivals(asm, exits, thunks, f.rip, *plan == Plan::Vector);
+    let entry = arrivals(asm, exits, thunks, f.rip, Needs::default().and(*plan));
     let top = asm.here();
     let emitter = Emitter {
         asm,
@@ -192,8 +192,25 @@ fn rip_of(list: &[Planned<'_>]) -> u64 {
     list.last().map_or(0, |(f, _)| f.next().wrapping_add(f.insn.imm))
 }
 
+/// Registers that a unit needs in the host's.
+#[derive(Clone, Copy, Debug, Default)]
+struct Needs {
+    vectors: bool,
+    x87: bool,
+}
+
+impl Needs {
+    fn and(self, plan: Plan) -> Needs {
+        match plan {
+            Plan::Vector => Needs { vectors: true, ..self },
+            Plan::X87(kind) => Needs { vectors: self.vectors || kind.needs_vectors(), x87: true },
+            _ => self,
+        }
+    }
+}
+
 /// The unit's two entries. An indirect branch brings its target in R10: other targets share its slot.
-fn arrivals(asm: &mut Asm, exits: &mut Exits, thunks: &Thunks, rip: u64, vectors: bool) -> u64 {
+fn arrivals(asm: &mut Asm, exits: &mut Exits, thunks: &Thunks, rip: u64, needs: Needs) -> u64 {
     let minus = rip.wrapping_neg();
     if let Ok(disp) = i32::try_from(minus as i64) {
         asm.lea(RCX, at(R10, disp));
@@ -203,22 +220,30 @@ fn arrivals(asm: &mut Asm, exits: &mut Exits, thunks: &Thunks, rip: u64, vectors
     }
     let good = asm.jrcxz_later();
     asm.jmp(thunks.exit);
-    let no_vectors = asm.here();
-    if vectors {
-        let exit = exits.add(Exit::Vectors { rip, entry: 0 });
-        asm.store_constant32(field!(exit), exit);
-        // Five bytes follow this one.
-        let entry = asm.here() + 7 + 5;
+    let wanted = [
+        (needs.vectors, Exit::Vectors { rip, entry: 0 }, thunks.lend, field!(vector)),
+        (needs.x87, Exit::X87 { rip, entry: 0 }, thunks.lend_x87, field!(fpu.live)),
+    ];
+    let mut stubs = Vec::with_capacity(2);
+    let mut left = wanted.iter().filter(|(needed, ..)| *needed).count() as u64;
+    for (_, exit, thunk, test) in wanted.into_iter().filter(|(needed, ..)| *needed) {
+        let stub = asm.here();
+        let n = exits.add(exit);
+        asm.store_constant32(field!(exit), n);
+        // All stubs are of a length, and the entry stands behind the last of them.
+        let entry = stub + left * (asm.here() + 7 + 5 - stub);
+        left -= 1;
         asm.place_of(R11, entry);
-        asm.jmp(thunks.lend);
-        debug_assert_eq!(entry, asm.here());
-        exits.set(exit, Exit::Vectors { rip, entry });
+        asm.jmp(thunk);
+        exits.set(n, exit.with_entry(entry));
+        stubs.push((stub, test));
     }
     asm.bind(good);
     let entry = asm.here();
-    if vectors {
-        asm.load(RCX, field!(vector));
-        let over = no_vectors as i64 - (asm.here() as i64 + 2);
+    for (stub, test) in stubs {
+        asm.load(RCX, test);
+        let over = stub as i64 - (asm.here() as i64 + 2);
+        debug_assert!(i8::try_from(over).is_ok());
         asm.jrcxz(over as i8);
     }
     entry

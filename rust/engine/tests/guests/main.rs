@@ -36,3 +36,4 @@ mod transfers;
 mod translated;
 mod unbroken;
 mod walk;
+mod x87;
