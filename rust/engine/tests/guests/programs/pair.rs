@@ -273,6 +273,9 @@ fn states(one: &VcpuState, other: &VcpuState) -> String {
             let _ = writeln!(out, "xmm{n}: {:#x} / {:#x}", one.vector.xmm[n], other.vector.xmm[n]);
         }
     }
+    if one.vector.x87 != other.vector.x87 {
+        let _ = writeln!(out, "{:x?}\n{:x?}", one.vector.x87, other.vector.x87);
+    }
     if out.is_empty() {
         out = format!("{one:x?}\n{other:x?}");
     }
