@@ -54,9 +54,12 @@ mod suite {
         let Some(mut pair) = Pair::translated() else {
             panic!("this host does not let the engine translate");
         };
-        for (title, group) in
-            [("integer", Group::Integer), ("mmx and sse", Group::Vector), ("avx", Group::Avx)]
-        {
+        for (title, group) in [
+            ("integer", Group::Integer),
+            ("x87", Group::X87),
+            ("mmx and sse", Group::Vector),
+            ("avx", Group::Avx),
+        ] {
             let plan = Plan::from_environment(40, 20_000);
             let report = run_on(&mut pair, Mode::Long, Some(group), &plan);
             finish(&format!("translated, {title}"), &report);
