@@ -76,6 +76,8 @@ pub enum Next {
     Look,
     /// Let the interpreter run one instruction.
     Interpret,
+    /// Let it run as far as it likes: the unit at RIP cannot, and neither could those that begin inside.
+    Block,
     /// Return to the caller.
     Exit(crate::exit::Exit),
     /// The branch at RIP led to no canonical address: #GP(0).

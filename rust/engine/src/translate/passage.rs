@@ -173,7 +173,11 @@ impl Translator {
             }
             Some(Exit::X87 { rip, entry }) => {
                 cpu.rip = rip;
-                if self.lend_x87(cpu) { After::Go(Some(entry)) } else { self.leave_to_interpreter() }
+                if self.lend_x87(cpu) {
+                    return After::Go(Some(entry));
+                }
+                self.stats.interpreted += 1;
+                After::Stop(Next::Block)
             }
             // What is known of the address leads nowhere: its unit is looked for, or made.
             Some(Exit::Astray) => self.found(cpu),
