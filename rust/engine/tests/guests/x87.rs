@@ -265,6 +265,24 @@ fn emulation_is_undefined_or_not_available() {
     }
 }
 
+/// RDTSC calls a function, which ends the loan.
+#[test]
+fn the_clock_between_x87_instructions() {
+    alike(|| {
+        looping(CODE, 40, |a| {
+            a.fadd(qword_ptr(rsi))?;
+            a.rdtsc()?;
+            a.mov(qword_ptr(rdi), rax)?;
+            a.fild(dword_ptr(rdi))?;
+            a.faddp(st1, st0)?;
+            a.rdtsc()?;
+            a.paddd(xmm0, xmm1)?;
+            a.fst(qword_ptr(rdi + 8))?;
+            a.add(rsi, 8)
+        })
+    });
+}
+
 /// All of it in one loop: MMX registers are the x87's, and what one does to tags and TOP the other sees.
 #[test]
 fn mmx_and_x87_meet() {
@@ -352,9 +370,9 @@ fn control_words_are_loaded_in_place() {
 /// An exception that is unmasked at times: the host must never get it, and #MF comes where it is due.
 #[test]
 fn unmasked_exceptions_are_the_interpreters() {
-    for (mask, from) in [(0x20, 7), (1, 3), (0x20, 1)] {
+    for (mask, from) in [(0x20, 7), (1, 3), (0x20, 1), (4, 24)] {
         let end = alike(|| {
-            let mut g = looping(CODE, 12, |a| {
+            let mut g = looping(CODE, 40, |a| {
                 let mut on = a.create_label();
                 a.mov(dword_ptr(rdi), 0x37f)?;
                 a.cmp(ebx, from)?;
@@ -367,6 +385,10 @@ fn unmasked_exceptions_are_the_interpreters() {
                 a.fdivp(st1, st0)?;
                 a.fldz()?;
                 a.fdiv_2(st0, st0)?;
+                a.fstp(st0)?;
+                a.fld1()?;
+                a.fldz()?;
+                a.fdivp(st1, st0)?;
                 a.fstp(st0)?;
                 a.wait()?;
                 a.fstp(dword_ptr(rdi + 8))?;
