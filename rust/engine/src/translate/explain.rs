@@ -377,6 +377,15 @@ mod tests {
         let (done, reason, _) = first(&[0x9c], false);
         assert!(done == Done::Rewritten && reason.contains("IOPL"), "pushf: {reason}");
         assert_eq!(of(&[0x9c]).guest[0].class, Some(Class::Sensitive));
+        let (done, _, code) = first(&[0xd9, 0xe8], true);
+        assert_eq!((done, code), (Done::Copied, vec!["fld1".to_owned()]));
+        let (done, _, code) = first(&[0x0f, 0xfc, 0xca], true);
+        assert_eq!((done, code), (Done::Copied, vec!["paddb mm1, mm2".to_owned()]));
+        let (done, reason, code) = first(&[0xd9, 0x2f], true);
+        assert!(done == Done::Rewritten && reason.contains("masked"), "fldcw: {reason}");
+        assert_eq!(code.last().map(String::as_str), Some("fldcw [new_fcw]"));
+        assert_eq!(first(&[0x9b], true).0, Done::Dropped, "fwait");
+        assert_eq!(first(&[0xd9, 0xf8], true).0, Done::Interpreted, "fprem");
         let (done, _, code) = first(&[0x90, 0xc3], false);
         assert_eq!((done, code), (Done::Dropped, vec![]));
     }

@@ -66,6 +66,7 @@ pub type Planned<'a> = (Fetched<'a>, Plan);
 pub fn translate(asm: &mut Asm, exits: &mut Exits, thunks: &Thunks, source: &Source<'_>) -> Option<Made> {
     let list = fetch(source);
     let start = list.first()?.0.rip;
+    debug_assert!(exits.pointer.is_none(), "the pointer of another unit");
     let groups = Groups::of(&list, source.alone);
     let needs = list.iter().fold(Needs::default(), |needs, (_, plan)| needs.and(*plan));
     let indirect = asm.here();

@@ -221,3 +221,48 @@ impl Emitter<'_> {
         self.asm.store_constant32(place, (rip >> 32) as u32);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use trapgate_x86::decode::decode;
+    use trapgate_x86::features::Features;
+    use trapgate_x86::insn::Bits;
+
+    use super::*;
+    use crate::translate::plan::writes_memory;
+
+    /// All x87 instructions, memory forms at `[rsi]`.
+    fn all() -> impl Iterator<Item = Insn> {
+        let modrms = (0xc0..=0xff).chain((0..8).map(|reg| reg << 3 | 6));
+        modrms.flat_map(|modrm| {
+            let decoded = move |opcode| decode(&[opcode, modrm], Bits::B64, &Features::all()).ok();
+            (0xd8..=0xdfu8).filter_map(decoded)
+        })
+    }
+
+    fn names(insns: impl Iterator<Item = Insn>) -> Vec<&'static str> {
+        let mut names: Vec<_> = insns.map(|insn| insn.op.name()).collect();
+        names.sort_unstable();
+        names.dedup();
+        names
+    }
+
+    #[test]
+    fn what_is_not_copied_has_a_reason() {
+        let left = names(all().filter(|insn| kind(insn).is_none()));
+        let differing = ["fbld", "fbstp", "fprem", "fprem1", "fscale"];
+        let pointers = ["fldenv", "fninit", "fnsave", "fnstenv", "frstor"];
+        let nothing = ["fndisi", "fneni", "fnsetpm"];
+        let mut want = [&differing[..], &pointers, &nothing].concat();
+        want.sort_unstable();
+        assert_eq!(left, want);
+    }
+
+    #[test]
+    fn stores_write_memory_and_nothing_else_does() {
+        let stores = names(all().filter(|insn| writes_memory(insn)));
+        let want =
+            ["fbstp", "fist", "fistp", "fisttp", "fnsave", "fnstcw", "fnstenv", "fnstsw", "fst", "fstp"];
+        assert_eq!(stores, want);
+    }
+}
