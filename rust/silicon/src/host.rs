@@ -122,6 +122,14 @@ pub fn fs_base() -> u64 {
     base
 }
 
+/// Control word, exception flags and tag word of this thread's x87 unit.
+pub fn x87_environment() -> [u16; 3] {
+    let mut image = [0u16; 14];
+    // SAFETY: FNSTENV writes 28 bytes; it masks all exceptions, which FLDENV takes back.
+    unsafe { asm!("fnstenv [{0}]", "fldenv [{0}]", in(reg) &mut image, options(nostack)) };
+    [image[0], image[2] & 0x3f, image[4]]
+}
+
 impl Drop for Host {
     fn drop(&mut self) {
         // SAFETY: the mapping of `new`, to which no reference is left.

@@ -9,6 +9,8 @@ mod suite {
     use trapgate_silicon::blocks;
     use trapgate_silicon::case::Mode;
     use trapgate_silicon::catalog::{Group, Verdict, catalog};
+    use trapgate_silicon::guest::Guest;
+    use trapgate_silicon::host::x87_environment;
     use trapgate_silicon::prepare::is_gather;
     use trapgate_silicon::report::Report;
     use trapgate_silicon::suite::{Pair, Plan, one, run, run_on};
@@ -57,14 +59,33 @@ mod suite {
         let Some(mut pair) = Pair::translated() else {
             panic!("this host does not let the engine translate");
         };
-        for (title, group) in
-            [("integer", Group::Integer), ("mmx and sse", Group::Vector), ("avx", Group::Avx)]
-        {
+        for (title, group) in [
+            ("integer", Group::Integer),
+            ("x87", Group::X87),
+            ("mmx and sse", Group::Vector),
+            ("avx", Group::Avx),
+        ] {
             let plan = Plan::from_environment(40, 20_000);
             let report = run_on(&mut pair, Mode::Long, Some(group), &plan);
             finish(&format!("translated, {title}"), &report);
         }
         assert_translated(&pair, 20_000);
+    }
+
+    /// Whatever a guest does to the x87 unit, whoever runs it finds it as it was.
+    #[test]
+    fn translated_code_leaves_the_hosts_x87_unit_as_it_was() {
+        let mut guest = Guest::translated().expect("a host that lets the engine translate");
+        let before = x87_environment();
+        assert_eq!(before[2], 0xffff, "the unit is empty");
+        for entry in catalog(Mode::Long).iter().filter(|entry| entry.verdict == Verdict::Run) {
+            let mmx = matches!(entry.group, Group::X87 | Group::Vector);
+            for number in 0..if mmx { 40 } else { 0 } {
+                let prepared = one(entry, Mode::Long, 1, number);
+                guest.run(&prepared.case);
+                assert_eq!(x87_environment(), before, "{:?} {number}", entry.code);
+            }
+        }
     }
 
     #[test]

@@ -158,6 +158,9 @@ impl Engine {
                 match translator.run(cpu, room) {
                     Next::Look => continue,
                     Next::Interpret => most = 1,
+                    // The translator has used up some of the room, and a request may have come.
+                    Next::Block if cpu.attention || cpu.count >= cpu.limit => continue,
+                    Next::Block => most = cpu.limit - cpu.count,
                     Next::Exit(exit) => return exit,
                     Next::Fault => match beyond(cpu) {
                         Step::Exit(exit) => return exit,

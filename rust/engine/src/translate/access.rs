@@ -138,7 +138,7 @@ fn access(
         Plan::Push | Plan::Call | Plan::CallInside if memory.is_none() => return stack(-8, true),
         Plan::Pop | Plan::Return | Plan::ReturnInside(_) => return stack(0, false),
         Plan::Pushf => return stack(-8, true),
-        Plan::Copy | Plan::Vector | Plan::Divide | Plan::Push | Plan::Call | Plan::Jump => {}
+        Plan::Copy | Plan::Vector | Plan::X87(_) | Plan::Divide | Plan::Push | Plan::Call | Plan::Jump => {}
         _ => return None,
     }
     let (size, mem) = (memory?, &insn.mem);

@@ -175,6 +175,7 @@ impl Context {
         self.aligned_mask = !0xff0;
         self.wide_mask = !0xfe0;
         self.slot_mask = !0xff8;
+        self.fpu.masks = super::fpu::MASKS.into();
         self.first_trips.fill(u64::from(super::loops::FIRST_TRIP));
         self.patience.fill(1);
         self.budget = BUDGET_BIAS;

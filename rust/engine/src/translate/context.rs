@@ -148,6 +148,7 @@ pub struct Context {
     pub session: u64,
     pub xmm: [[u64; 2]; 16],
     pub upper_halves: [[u64; 2]; 16],
+    pub fpu: super::fpu::Fpu,
     /// What an access to the stack reaches while no page is known for it: see `forget_stack`.
     pub pit: [u8; 4096],
     pub pairs: [u8; PAIRS],

@@ -104,6 +104,7 @@ impl Emitter<'_> {
                 Ok(())
             }
             Plan::Copy | Plan::Vector => self.copy(f),
+            Plan::X87(kind) => self.x87(f, kind),
             Plan::Divide => {
                 self.divide(f);
                 Ok(())
@@ -143,7 +144,7 @@ impl Emitter<'_> {
     }
 
     /// The same instruction with other registers and a translated address.
-    fn copy(&mut self, f: &Fetched<'_>) -> Result<(), Untranslatable> {
+    pub(super) fn copy(&mut self, f: &Fetched<'_>) -> Result<(), Untranslatable> {
         let insn = &f.insn;
         let moffs = insn.op == Op::Mov && f.layout.modrm_at == 0 && f.layout.disp_size != 0;
         if f.slots == Slots::default() && !moffs {
@@ -411,7 +412,7 @@ pub fn counts_by_cl(insn: &Insn) -> bool {
 /// The number of a register that is not renamed.
 fn number(operand: Option<Operand>) -> Option<u8> {
     match operand? {
-        Operand::Xmm(n) | Operand::Ymm(n) => Some(n),
+        Operand::Xmm(n) | Operand::Ymm(n) | Operand::Mmx(n) => Some(n),
         Operand::High { reg } => Some(reg | 4),
         Operand::Gpr { reg, .. } => Some(reg),
         _ => None,

@@ -32,10 +32,23 @@ pub enum Exit {
     /// The unit at `rip` needs the vector registers, with their upper halves or without; nothing of it has run. It is entered
     /// again at `entry`.
     Vectors { rip: u64, entry: u64, upper: bool },
+    /// The same of the x87 state.
+    X87 { rip: u64, entry: u64 },
     /// The slot of an address led to another address's unit: nothing has run.
     Astray,
     /// The unit that was translated from `rip` is no more.
     Gone { rip: u64 },
+}
+
+impl Exit {
+    /// The exit of a unit that lacks registers, with the place where it is entered again.
+    pub fn with_entry(self, entry: u64) -> Exit {
+        match self {
+            Exit::Vectors { rip, upper, .. } => Exit::Vectors { rip, entry, upper },
+            Exit::X87 { rip, .. } => Exit::X87 { rip, entry },
+            other => other,
+        }
+    }
 }
 
 /// An access that translated code checks.
@@ -89,12 +102,24 @@ pub struct Second {
 pub struct Exits {
     all: Vec<Exit>,
     steps: Vec<Step>,
+    /// The last x87 instruction of the unit that is made, while its address is not yet where the state is looked for.
+    pub pointer: Option<u64>,
+    /// What that was when an exit was added, by its number.
+    pointers: Vec<(u32, u64)>,
 }
 
 impl Exits {
     pub fn add(&mut self, exit: Exit) -> u32 {
         self.all.push(exit);
-        (self.all.len() - 1) as u32
+        let n = (self.all.len() - 1) as u32;
+        self.pointers.extend(self.pointer.map(|pointer| (n, pointer)));
+        n
+    }
+
+    /// The x87 instruction pointer that an exit leaves with, if it is not the one that was stored.
+    pub fn pointer_at(&self, n: u32) -> Option<u64> {
+        let at = self.pointers.binary_search_by_key(&n, |(exit, _)| *exit).ok()?;
+        Some(self.pointers[at].1)
     }
 
     pub fn set(&mut self, n: u32, exit: Exit) {
@@ -126,7 +151,9 @@ impl Exits {
 
     /// Bytes that all of it takes.
     pub fn bytes(&self) -> usize {
-        self.all.capacity() * size_of::<Exit>() + self.steps.capacity() * size_of::<Step>()
+        self.all.capacity() * size_of::<Exit>()
+            + self.steps.capacity() * size_of::<Step>()
+            + self.pointers.capacity() * size_of::<(u32, u64)>()
     }
 
     pub fn clear(&mut self) {

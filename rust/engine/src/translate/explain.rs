@@ -23,6 +23,7 @@ use super::plan::Plan;
 use super::thunks::Thunks;
 use super::unit::{self, LONGEST, Source};
 use super::vectors::gives_index;
+use super::x87::Kind;
 use crate::memory::PAGE;
 
 /// Where explained units seem to lie.
@@ -36,6 +37,7 @@ pub(super) const THUNKS: Thunks = Thunks {
     lend: 0x4000,
     clock: 0x5000,
     lend_upper: 0x6000,
+    lend_x87: 0x7000,
 };
 
 /// What the code behind a place in the assembler is for. Numbers are those of instructions in the unit.
@@ -268,9 +270,15 @@ fn verdict(f: &Fetched<'_>, plan: Plan, same: bool, user: bool) -> (Done, String
             return (Done::Interpreted, reason.to_owned());
         }
         Plan::Nothing => return (Done::Dropped, "it does nothing but count".to_owned()),
-        Plan::Copy | Plan::Vector if !memory => return copied(insn, same),
+        Plan::X87(Kind::Wait) => {
+            return (Done::Dropped, "no exception is pending where the x87 state is lent".to_owned());
+        }
+        Plan::X87(Kind::LoadControl) => {
+            "what it loads is looked at: the host must have every exception masked"
+        }
+        Plan::Copy | Plan::Vector | Plan::X87(_) if !memory => return copied(insn, same),
         Plan::Lea if insn.mem.base != RIP => return copied(insn, same),
-        Plan::Copy | Plan::Vector | Plan::BitString | Plan::Repeat => Reason::Address.text(),
+        Plan::Copy | Plan::Vector | Plan::X87(_) | Plan::BitString | Plan::Repeat => Reason::Address.text(),
         Plan::Lea => "it counts from RIP, which is the guest's: a constant here",
         Plan::Push | Plan::Pop | Plan::Leave => "the stack's address is translated and checked",
         Plan::Divide => "its fault would be the host's: its operands are looked at first",
@@ -381,6 +389,15 @@ mod tests {
         let (done, reason, _) = first(&[0x9c], false);
         assert!(done == Done::Rewritten && reason.contains("IOPL"), "pushf: {reason}");
         assert_eq!(of(&[0x9c]).guest[0].class, Some(Class::Sensitive));
+        let (done, _, code) = first(&[0xd9, 0xe8], true);
+        assert_eq!((done, code), (Done::Copied, vec!["fld1".to_owned()]));
+        let (done, _, code) = first(&[0x0f, 0xfc, 0xca], true);
+        assert_eq!((done, code), (Done::Copied, vec!["paddb mm1, mm2".to_owned()]));
+        let (done, reason, code) = first(&[0xd9, 0x2f], true);
+        assert!(done == Done::Rewritten && reason.contains("masked"), "fldcw: {reason}");
+        assert_eq!(code.last().map(String::as_str), Some("fldcw [new_fcw]"));
+        assert_eq!(first(&[0x9b], true).0, Done::Dropped, "fwait");
+        assert_eq!(first(&[0xd9, 0xf8], true).0, Done::Interpreted, "fprem");
         let (done, _, code) = first(&[0x90, 0xc3], false);
         assert_eq!((done, code), (Done::Dropped, vec![]));
     }

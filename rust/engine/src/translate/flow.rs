@@ -66,6 +66,9 @@ impl Flow<'_> {
         let target = f.next().wrapping_add(f.insn.imm);
         let relative = f.insn.operands[0] == Operand::Rel;
         self.emitter.begin(f, plan);
+        if plan.ends_unit() || matches!(plan, Plan::Branch | Plan::ReturnInside(_)) {
+            self.emitter.flush_pointer();
+        }
         match plan {
             Plan::Interpret => {
                 self.interpret(f);
@@ -142,6 +145,7 @@ impl Flow<'_> {
     /// The interpreter runs the instruction, by the exit whose number is returned.
     pub fn interpret(&mut self, f: &Fetched<'_>) -> u32 {
         self.emitter.settle();
+        self.emitter.flush_pointer();
         let exit = self.emitter.interpret(f);
         self.emitter.asm.note(Note::Interpret(f.done));
         self.emitter.asm.store_constant32(field!(exit), exit);
@@ -287,6 +291,12 @@ impl Flow<'_> {
             }
         });
         self.emitter.fast = None;
+        // A round of the plain form has stored the pointer that a round of this one ends with; a branch out of the middle may
+        // have stored another.
+        if good && body.iter().any(|(_, plan)| *plan == Plan::Branch) {
+            self.emitter.flush_pointer();
+        }
+        self.emitter.exits.pointer = None;
         if !good {
             self.emitter.asm.code.truncate(code);
             self.emitter.cold.truncate(cold);
@@ -333,6 +343,7 @@ impl Flow<'_> {
     /// Leaves to a known address after `count` instructions.
     pub fn leave_to(&mut self, target: u64, count: u32) {
         self.emitter.settle();
+        self.emitter.flush_pointer();
         let used_up = self.charge(count);
         self.leave_charged(target, used_up);
     }

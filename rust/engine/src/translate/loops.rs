@@ -141,6 +141,7 @@ impl Loop {
             && last.next().wrapping_add(last.insn.imm) == first.rip;
         let plain = |(f, plan): &Planned<'_>| match plan {
             Plan::Copy | Plan::Vector | Plan::Nothing | Plan::Branch | Plan::Follow => true,
+            Plan::X87(kind) => kind.fits_loops(),
             Plan::Lea => {
                 f.insn.mem.base != RIP
                     && !lives_in_memory(f.insn.mem.base)
@@ -158,7 +159,7 @@ impl Loop {
         }
         // Everything that touches memory must be in a group.
         let touches = |f: &Fetched<'_>, plan: Plan| {
-            matches!(plan, Plan::Copy | Plan::Vector)
+            matches!(plan, Plan::Copy | Plan::Vector | Plan::X87(_))
                 && f.insn.operands.iter().any(|operand| matches!(operand, Operand::Mem { .. }))
         };
         let all = list

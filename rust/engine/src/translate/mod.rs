@@ -16,6 +16,7 @@ mod emit;
 mod exits;
 pub mod explain;
 mod flow;
+mod fpu;
 mod loops;
 mod memory;
 mod modes;
@@ -33,6 +34,7 @@ mod unit;
 mod upper;
 mod vectors;
 mod vex;
+mod x87;
 
 use self::asm::Asm;
 use self::cache::{CodeCache, ContextBox};
@@ -84,6 +86,8 @@ pub enum Next {
     Look,
     /// Let the interpreter run one instruction.
     Interpret,
+    /// Let it run as far as it likes: the unit at RIP cannot, and neither could those that begin inside.
+    Block,
     /// Return to the caller.
     Exit(crate::exit::Exit),
     /// The branch at RIP led to no canonical address: #GP(0).

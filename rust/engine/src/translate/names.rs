@@ -23,6 +23,7 @@ pub fn named(text: String, insn: &Insn, next: u64) -> String {
             to if to == THUNKS.stack => "stack",
             to if to == THUNKS.lend => "lend",
             to if to == THUNKS.lend_upper => "lend_upper",
+            to if to == THUNKS.lend_x87 => "lend_x87",
             to if to == THUNKS.clock => "clock",
             _ => return text,
         };
@@ -61,6 +62,9 @@ fn place_name(disp: i32, indexed: bool) -> Option<String> {
         return Some(format!("guest_r{}", 8 + n));
     }
     let offset = usize::try_from(disp - BELOW).ok()?;
+    if let Some(name) = super::fpu::place_name(offset) {
+        return Some(name.to_owned());
+    }
     macro_rules! places {
         ($($name:ident)*) => { [$((offset_of!(Context, $name), size_of_field(|c: &Context| &c.$name), stringify!($name))),*] };
     }

@@ -135,6 +135,8 @@ impl Translator {
         let thunks = self.thunks;
         cache::enter(self, cpu, &thunks, target);
         self.take_mode(cpu);
+        let exit = self.context.get().exit as u32;
+        self.leave_x87(exit);
         let context = self.context.get_mut();
         (context.vector, context.upper) = (0, 0);
         cpu.flags.set_arithmetic(unpack_flags(context.flags));
@@ -147,7 +149,7 @@ impl Translator {
         let now = context.budget.saturating_sub(BUDGET_BIAS);
         cpu.count = cpu.count.wrapping_add(*left - now).wrapping_add(over);
         *left = if over > 0 { 0 } else { now };
-        let (exit, target) = (context.exit as u32, context.target);
+        let target = context.target;
         match self.exits.get(exit) {
             Some(Exit::Link { rip, field, guard }) => {
                 cpu.rip = rip;
@@ -175,6 +177,14 @@ impl Translator {
                 } else {
                     self.leave_to_interpreter()
                 }
+            }
+            Some(Exit::X87 { rip, entry }) => {
+                cpu.rip = rip;
+                if self.lend_x87(cpu) {
+                    return After::Go(Some(entry));
+                }
+                self.stats.interpreted += 1;
+                After::Stop(Next::Block)
             }
             // What is known of the address leads nowhere: its unit is looked for, or made.
             Some(Exit::Astray) => self.found(cpu),
@@ -295,9 +305,10 @@ impl Translator {
         true
     }
 
-    /// Takes lent vector registers back.
+    /// Takes lent vector registers back, and the x87 state.
     fn take_vectors(&mut self, cpu: &mut Vcpu) {
         self.take_upper(cpu);
+        self.take_x87(cpu);
         let context = self.context.get_mut();
         context.vector = 0;
         if std::mem::take(&mut context.lent) == 0 {

@@ -6,6 +6,7 @@ use trapgate_x86::op::Op;
 
 use super::vectors::is_vector;
 use super::vex;
+use super::x87;
 
 /// How an instruction is translated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,6 +15,8 @@ pub enum Plan {
     Copy,
     /// The same, and it needs the guest's vector registers in the host's.
     Vector,
+    /// The same, and it needs the guest's x87 state in the host's unit.
+    X87(x87::Kind),
     /// No effect besides being counted.
     Nothing,
     Lea,
@@ -78,8 +81,15 @@ pub fn plan(insn: &Insn, user: bool) -> Plan {
     let special = insn.operands.iter().any(|operand| {
         matches!(operand, Operand::Seg(_) | Operand::Cr(_) | Operand::Dr(_) | Operand::Mmx(_) | Operand::Far)
     });
-    if special || insn.addrsize == 2 || insn.prefixes.contains(Prefixes::LOCK) && !is_lockable(insn) {
+    let kind = x87::kind(insn);
+    if special && kind.is_none()
+        || insn.addrsize == 2
+        || insn.prefixes.contains(Prefixes::LOCK) && !is_lockable(insn)
+    {
         return Plan::Interpret;
+    }
+    if let Some(kind) = kind {
+        return Plan::X87(kind);
     }
     match insn.op {
         Op::Nop | Op::Pause | Op::Prefetch | Op::Endbr32 | Op::Endbr64 => Plan::Nothing,
@@ -168,6 +178,7 @@ pub fn writes_memory(insn: &Insn) -> bool {
             && insn.operands.iter().any(|operand| matches!(operand, Operand::Mem { .. }));
     }
     !matches!(insn.op, Cmp | Test | Bt | Push | Jmp | Call | Mul | Imul | Div | Idiv | Ldmxcsr)
+        && !x87::reads_memory(insn.op)
 }
 
 /// Whether a register operand is written.

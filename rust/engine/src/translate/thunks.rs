@@ -6,6 +6,7 @@ use super::asm::{
     Address, Asm, Encoding, Escape, R8, R9, R10, R11, RAX, RBP, RCX, RDI, RDX, RSI, RSP, Rm, at, indexed,
 };
 use super::context::{BELOW, Context, Place, at_offset, field, place, saved, slot};
+use super::fpu;
 use super::upper;
 
 const RBX: u8 = 3;
@@ -32,6 +33,8 @@ pub struct Thunks {
     /// Jumped to by RDTSC, with the instructions of the unit that are complete in R10 and the place to go on at in R11. The
     /// vector registers are lent no more to the host's.
     pub clock: u64,
+    /// As `lend`, by units that need the x87 state.
+    pub lend_x87: u64,
 }
 
 /// Functions that thunks call.
@@ -59,7 +62,9 @@ pub fn emit(asm: &mut Asm, helpers: Helpers) -> Thunks {
     emit_lend_upper(asm, exit);
     let clock = asm.here();
     emit_clock(asm, helpers.clock);
-    Thunks { enter, exit, miss, stack, lend, lend_upper, clock }
+    let lend_x87 = asm.here();
+    fpu::emit_lend(asm, exit);
+    Thunks { enter, exit, miss, stack, lend, lend_upper, clock, lend_x87 }
 }
 
 fn push(asm: &mut Asm, reg: u8) {
@@ -98,7 +103,7 @@ fn kept(guest: u8) -> Address {
     at(RCX, 8 * i32::from(guest))
 }
 
-fn jump_r11(asm: &mut Asm) {
+pub(super) fn jump_r11(asm: &mut Asm) {
     asm.bytes(&[0x41, 0xff, 0xe3]); // jmp r11
 }
 
@@ -109,7 +114,7 @@ fn vector(asm: &mut Asm, store: bool, n: u8) {
 }
 
 /// `ldmxcsr` or `stmxcsr`.
-fn control(asm: &mut Asm, store: bool, address: Address) {
+pub(super) fn control(asm: &mut Asm, store: bool, address: Address) {
     asm.emit(&Encoding::new(Escape::M0f, 0xae, false, 2 | u8::from(store), Rm::Mem(address)));
 }
 
@@ -145,7 +150,7 @@ fn fetch_vectors(asm: &mut Asm) {
 }
 
 /// `jmp +5; jmp end`: JRCXZ skips the first to reach the second, which leads over the block.
-fn jump_short_over(asm: &mut Asm) -> super::asm::Fixup {
+pub(super) fn jump_short_over(asm: &mut Asm) -> super::asm::Fixup {
     // jrcxz has jumped over these five bytes.
     asm.bytes(&[0xe9, 5, 0, 0, 0]);
     asm.jmp_later()
@@ -172,6 +177,7 @@ fn emit_enter(asm: &mut Asm) {
     asm.store(at(RDI, offset_of!(Context, host_rsp) as i32), RSP);
     asm.lea(RSP, at(RDI, -BELOW));
     asm.mov(R11, RSI);
+    fpu::load(asm);
     load_vectors(asm);
     load_flags(asm);
     asm.load(RCX, field!(registers));
@@ -197,6 +203,7 @@ fn emit_exit(asm: &mut Asm) {
         asm.store(kept(guest), R10);
     }
     save_flags(asm);
+    fpu::save(asm);
     save_vectors(asm);
     asm.load(RSP, field!(host_rsp));
     asm.bytes(&[0x48, 0x83, 0xc4, 8]); // add rsp, 8
@@ -216,6 +223,7 @@ fn call(asm: &mut Asm, function: u64) {
         asm.store(saved(guest), host);
     }
     save_flags(asm);
+    fpu::save(asm);
     save_vectors(asm);
     asm.lea(RDI, at(RSP, BELOW));
     asm.mov(RSI, R10);
@@ -244,6 +252,7 @@ fn after_call(asm: &mut Asm) {
 fn emit_miss(asm: &mut Asm, refill: u64) {
     call(asm, refill);
     asm.mov(R11, RAX);
+    fpu::load(asm);
     load_vectors(asm);
     after_call(asm);
 }
@@ -253,6 +262,7 @@ fn emit_clock(asm: &mut Asm, clock: u64) {
     call(asm, clock);
     asm.store_constant32(field!(vector), 0);
     asm.store_constant32(field!(upper), 0);
+    asm.store_constant32(field!(fpu.live), 0);
     // RAX and RDX are the guest's own.
     asm.mov32(RCX, RAX);
     asm.store(saved(RAX), RCX);

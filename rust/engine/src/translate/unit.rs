@@ -65,39 +65,17 @@ pub struct Made {
     pub more: u16,
 }
 
-/// What a unit needs of the guest's vector registers in the host's.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Vectors {
-    None,
-    /// XMM registers: the upper halves may be elsewhere.
-    Lower,
-    /// YMM registers.
-    Whole,
-}
-
-impl Vectors {
-    fn of(list: &[Planned<'_>]) -> Vectors {
-        let mut needs = Vectors::None;
-        for (f, _) in list.iter().filter(|(_, plan)| *plan == Plan::Vector) {
-            if vex::needs_upper(&f.insn) {
-                return Vectors::Whole;
-            }
-            needs = Vectors::Lower;
-        }
-        needs
-    }
-}
-
 /// Translates into the assembler's buffer. `None` if there is no instruction that ends in this page.
 pub fn translate(asm: &mut Asm, exits: &mut Exits, thunks: &Thunks, source: &Source<'_>) -> Option<Made> {
     let path = Path::of(source);
     let list = &path.list;
     let start = list.first()?.0.rip;
+    debug_assert!(exits.pointer.is_none(), "the pointer of another unit");
     let groups = Groups::of(list, source.alone);
-    let vectors = Vectors::of(list);
+    let needs = Needs::of(list);
     let indirect = asm.here();
     asm.note(Note::Arrival);
-    let entry = arrivals(asm, exits, thunks, start, vectors);
+    let entry = arrivals(asm, exits, thunks, start, needs);
     let back = if source.alone { None } else { Loop::of(list) };
     if back.is_some() {
         // Rounds are counted from where the loop is entered: short loops never get to their head.
@@ -157,7 +135,7 @@ pub fn across(
     }
     let indirect = asm.here();
     asm.note(Note::Arrival);
-    let entry = arrivals(asm, exits, thunks, f.rip, Vectors::of(&list));
+    let entry = arrivals(asm, exits, thunks, f.rip, Needs::of(&list));
     let top = asm.here();
     let emitter = Emitter {
         asm,
@@ -187,28 +165,61 @@ pub fn across(
     Some(Made { indirect, entry, pieces, more: more as u16 })
 }
 
+/// Registers of the guest that a unit needs in the host's.
+#[derive(Clone, Copy, Debug, Default)]
+struct Needs {
+    /// XMM registers: the upper halves may be elsewhere.
+    vectors: bool,
+    /// YMM registers.
+    upper: bool,
+    x87: bool,
+}
+
+impl Needs {
+    fn of(list: &[Planned<'_>]) -> Needs {
+        list.iter().fold(Needs::default(), |needs, (f, plan)| match plan {
+            Plan::Vector => Needs { vectors: true, upper: needs.upper || vex::needs_upper(&f.insn), ..needs },
+            Plan::X87(kind) => Needs { vectors: needs.vectors || kind.needs_vectors(), x87: true, ..needs },
+            _ => needs,
+        })
+    }
+}
+
 /// The unit's two entries. An indirect branch brings its target in R10: other targets share its slot.
-fn arrivals(asm: &mut Asm, exits: &mut Exits, thunks: &Thunks, rip: u64, vectors: Vectors) -> u64 {
+fn arrivals(asm: &mut Asm, exits: &mut Exits, thunks: &Thunks, rip: u64, needs: Needs) -> u64 {
     compare(asm, rip);
     let good = asm.jrcxz_later();
     asm.jmp(thunks.exit);
-    let no_vectors = asm.here();
-    if vectors != Vectors::None {
-        let upper = vectors == Vectors::Whole;
-        let exit = exits.add(Exit::Vectors { rip, entry: 0, upper });
-        asm.store_constant32(field!(exit), exit);
-        // Five bytes follow this one.
-        let entry = asm.here() + 7 + 5;
+    let wanted = [
+        (needs.upper, Exit::Vectors { rip, entry: 0, upper: true }, thunks.lend_upper, field!(upper)),
+        (
+            needs.vectors && !needs.upper,
+            Exit::Vectors { rip, entry: 0, upper: false },
+            thunks.lend,
+            field!(vector),
+        ),
+        (needs.x87, Exit::X87 { rip, entry: 0 }, thunks.lend_x87, field!(fpu.live)),
+    ];
+    let mut stubs = Vec::with_capacity(2);
+    let mut left = wanted.iter().filter(|(needed, ..)| *needed).count() as u64;
+    for (_, exit, thunk, test) in wanted.into_iter().filter(|(needed, ..)| *needed) {
+        let stub = asm.here();
+        let n = exits.add(exit);
+        asm.store_constant32(field!(exit), n);
+        // All stubs are of a length, and the entry stands behind the last of them.
+        let entry = stub + left * (asm.here() + 7 + 5 - stub);
+        left -= 1;
         asm.place_of(R11, entry);
-        asm.jmp(if upper { thunks.lend_upper } else { thunks.lend });
-        debug_assert_eq!(entry, asm.here());
-        exits.set(exit, Exit::Vectors { rip, entry, upper });
+        asm.jmp(thunk);
+        exits.set(n, exit.with_entry(entry));
+        stubs.push((stub, test));
     }
     asm.bind(good);
     let entry = asm.here();
-    if vectors != Vectors::None {
-        asm.load(RCX, if vectors == Vectors::Whole { field!(upper) } else { field!(vector) });
-        let over = no_vectors as i64 - (asm.here() as i64 + 2);
+    for (stub, test) in stubs {
+        asm.load(RCX, test);
+        let over = stub as i64 - (asm.here() as i64 + 2);
+        debug_assert!(i8::try_from(over).is_ok());
         asm.jrcxz(over as i8);
     }
     entry

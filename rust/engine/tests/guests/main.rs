@@ -39,3 +39,4 @@ mod translated;
 mod unbroken;
 mod vex;
 mod walk;
+mod x87;

@@ -2,6 +2,7 @@
 //! the rest.
 
 use iced_x86::code_asm::*;
+use trapgate_engine::vector::X87State;
 use trapgate_x86::exception::Vector;
 use trapgate_x86::features::Features;
 use trapgate_x86::model::{Model, X86_64_V2, X86_64_V3};
@@ -86,6 +87,10 @@ pub fn machine(seed: u64, text: &Text) -> Guest {
     while due < 10_000 {
         g.at_count(due, Line::Vector(TIMER));
         due += 1 + noise.below(often);
+    }
+    if noise.below(8) != 0 {
+        // After reset nothing is masked.
+        g.cpu().vector().x87 = X87State::INITIAL;
     }
     g
 }

@@ -276,6 +276,9 @@ fn states(one: &VcpuState, other: &VcpuState) -> String {
             let _ = writeln!(out, "ymm{n} above: {x:#x} / {y:#x}");
         }
     }
+    if one.vector.x87 != other.vector.x87 {
+        let _ = writeln!(out, "{:x?}\n{:x?}", one.vector.x87, other.vector.x87);
+    }
     if out.is_empty() {
         out = format!("{one:x?}\n{other:x?}");
     }

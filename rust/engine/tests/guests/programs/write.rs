@@ -4,6 +4,7 @@
 //! A piece may fault anywhere: it first says where the handlers go on. Flags that the manual leaves undefined are not read,
 //! and are defined again before the piece ends; where they are undefined the program's text says so.
 
+mod float;
 mod flow;
 mod system;
 mod vectors;
@@ -36,17 +37,18 @@ pub enum Kind {
     Ring,
     Pages,
     Flags,
+    Float,
     Other,
 }
 
 /// Kinds by weight.
-const KINDS: [Kind; 40] = {
+const KINDS: [Kind; 44] = {
     use Kind::*;
     [
         Register, Register, Register, Register, Register, Register, Register, Memory, Memory, Memory, Memory,
         Memory, Memory, Memory, Memory, Memory, Branch, Branch, Branch, Branch, Loop, Loop, Call, Call, Call,
         Function, Function, Jump, Jump, Stack, Stack, Stack, Stack, Patch, Patch, Ring, Pages, Pages, Flags,
-        Other,
+        Float, Float, Float, Float, Other,
     ]
 };
 
@@ -67,7 +69,7 @@ pub fn pieces(seed: u64) -> Vec<Option<Piece>> {
     let kinds: Vec<Kind> = if seed.is_multiple_of(2) {
         KINDS.to_vec()
     } else {
-        (0..5).map(|_| KINDS[noise.below(40) as usize]).collect()
+        (0..5).map(|_| KINDS[noise.below(44) as usize]).collect()
     };
     let length = 8 + noise.below(50);
     (0..length)
@@ -240,6 +242,7 @@ impl Writer {
             Kind::Ring => self.ring(),
             Kind::Pages => self.pages(),
             Kind::Flags => self.flags(),
+            Kind::Float => self.float(),
             Kind::Other => self.other(),
         }
         self.undefined = self.ever;
@@ -524,7 +527,7 @@ impl Writer {
             return false;
         }
         let name = format!("{:?}", insn.op);
-        // The x87, whose state is not what these programs are for, and what saves or loads it all.
+        // The x87 has pieces of its own.
         if name.starts_with('F') || name.starts_with("Xsave") || name.starts_with("Xrstor") {
             return false;
         }
