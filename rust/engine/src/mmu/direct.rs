@@ -20,12 +20,16 @@ const UPPER_HALF: u64 = 1 << 63;
 /// What is known of the translations of the kernel's half, which all address spaces of a guest have in common: they may
 /// outlive any flush as long as no entry of a page table that they came from has changed.
 ///
-/// The tables are the guest's own, but every change of a live one is seen by the monitor.
+/// The tables are the guest's own, but every change of a live one is seen by the monitor. A guest that unmaps a program
+/// changes hundreds of entries at a time, so what is kept of them is exact: one that is taken for another by mistake would
+/// cost all that is known of the kernel.
 #[derive(Debug, Default)]
 pub(crate) struct Kept {
-    /// Entries of page tables (by a hash of their address) that such translations came from.
-    entries: Marks,
-    /// One of them has changed since.
+    /// By host page: one more than the place in `marks` of a page table that such translations came from; 0 for others.
+    tables: Vec<u32>,
+    /// A bit for each of their entries that did.
+    marks: Vec<Marks>,
+    /// An entry with a bit has changed since.
     stale: bool,
     /// By host page: the linear page under which it may be written, see [`Kept::writable`].
     writable: Vec<u64>,
@@ -35,31 +39,53 @@ pub(crate) struct Kept {
 const NOWHERE: u64 = 0;
 const ANYWHERE: u64 = u64::MAX;
 
+/// Entries of a page table.
+const ENTRIES: usize = 512;
+
+/// Which entries of one page table.
 #[derive(Debug)]
-struct Marks(Box<[u64; MARKS / 64]>);
-
-const MARKS: usize = 1 << 14;
-
-impl Default for Marks {
-    fn default() -> Self {
-        Marks(Box::new([0; MARKS / 64]))
-    }
+struct Marks {
+    /// Number of its host page.
+    page: u32,
+    bits: [u64; ENTRIES / 64],
 }
 
 impl Kept {
-    fn place(gpa: u64) -> (usize, u64) {
-        let hash = (gpa / 8).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (64 - MARKS.trailing_zeros());
-        ((hash / 64) as usize, 1 << (hash % 64))
+    /// The word and the bit of an entry at a host offset.
+    fn place(host: u64) -> (usize, u64) {
+        let entry = (host % PAGE / 8) as usize;
+        (entry / 64, 1 << (entry % 64))
     }
 
-    fn note(&mut self, gpa: u64) {
-        let (word, bit) = Self::place(gpa);
-        self.entries.0[word] |= bit;
+    /// Translations come from the entry at a host offset, in memory of so many `pages`.
+    fn note(&mut self, host: u64, pages: usize) {
+        if self.tables.is_empty() {
+            self.tables = vec![0; pages];
+        }
+        let page = host / PAGE;
+        let Some(table) = self.tables.get_mut(page as usize) else { return };
+        if *table == 0 {
+            self.marks.push(Marks { page: page as u32, bits: [0; ENTRIES / 64] });
+            *table = self.marks.len() as u32;
+        }
+        let (word, bit) = Self::place(host);
+        if let Some(marks) = self.marks.get_mut(*table as usize - 1) {
+            marks.bits[word] |= bit;
+        }
+    }
+
+    /// Whether translations came from the entry at a host offset.
+    fn noted(&self, host: u64) -> bool {
+        let table = self.tables.get((host / PAGE) as usize).copied().unwrap_or(0) as usize;
+        let (word, bit) = Self::place(host);
+        table.checked_sub(1).and_then(|n| self.marks.get(n)).is_some_and(|marks| marks.bits[word] & bit != 0)
     }
 
     /// Everything was dropped.
     pub fn clear(&mut self) {
-        self.entries.0.fill(0);
+        for marks in self.marks.drain(..) {
+            self.tables[marks.page as usize] = 0;
+        }
         self.stale = false;
     }
 
@@ -87,10 +113,8 @@ impl Vcpu {
     /// allowed.
     #[inline]
     pub fn table_changed(&mut self, gpa: u64) {
-        let (word, bit) = Kept::place(gpa);
-        if self.kept.entries.0[word] & bit != 0 {
-            self.kept.stale = true;
-        }
+        let page = self.memory.page(gpa);
+        self.kept.stale |= page.is_some_and(|page| self.kept.noted(page.offset + gpa % PAGE));
     }
 
     /// An entry of a live page table has lost the right to write to a host page, and nothing else. A kernel makes a page
@@ -148,14 +172,14 @@ impl Vcpu {
             return self.place_window(linear, paging, access, system);
         }
         let global = !access.user && linear >= UPPER_HALF;
-        let kept = &mut self.kept;
+        let (kept, memory) = (&mut self.kept, &self.memory);
         // Which entries a translation that is kept came from is noted, so that a change of one can be seen to matter.
         let note = |step: walk::Step| {
-            if global {
-                kept.note(step.entry_gpa);
+            if global && let Some(page) = memory.page(step.entry_gpa) {
+                kept.note(page.offset + step.entry_gpa % PAGE, (memory.len() / PAGE) as usize);
             }
         };
-        match walk::translate_by(&self.memory, paging, linear, access, note) {
+        match walk::translate_by(memory, paging, linear, access, note) {
             Ok(mapping) => Ok(self.enter(linear, paging, &Mapping { global, ..mapping }, access.user)),
             Err(fault) => match self.trapped(linear, paging, access, fault) {
                 Some(gpa) => Ok(Place::Table(gpa)),
@@ -273,5 +297,27 @@ impl Vcpu {
     #[cold]
     pub(super) fn refuse_table<T>(&mut self, linear: u64) -> Done<T> {
         self.raise(Exception::page_fault(linear, pf::P | pf::W))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_entries_that_translations_came_from_count() {
+        const PAGES: usize = 100;
+        let mut kept = Kept::default();
+        assert!(!kept.noted(0));
+        let noted: Vec<u64> = (0..PAGES as u64).map(|n| n * 7 % 100 * PAGE + n * n % 512 * 8).collect();
+        noted.iter().for_each(|host| kept.note(*host, PAGES));
+        for host in (0..PAGES as u64 * PAGE).step_by(8) {
+            assert_eq!(kept.noted(host), noted.contains(&host), "{host:#x}");
+        }
+        // Beyond memory there is no page table.
+        kept.note(PAGES as u64 * PAGE, PAGES);
+        assert!(!kept.noted(PAGES as u64 * PAGE));
+        kept.clear();
+        assert!(noted.iter().all(|host| !kept.noted(*host)));
     }
 }
