@@ -171,6 +171,12 @@ impl Vcpu {
         if self.windows.range.contains(&linear) {
             return self.place_window(linear, paging, access, system);
         }
+        if access.write
+            && !access.user
+            && let Some(gpa) = self.known_table(linear)
+        {
+            return Ok(Place::Table(gpa));
+        }
         let global = !access.user && linear >= UPPER_HALF;
         let (kept, memory) = (&mut self.kept, &self.memory);
         // Which entries a translation that is kept came from is noted, so that a change of one can be seen to matter.
@@ -231,6 +237,17 @@ impl Vcpu {
                     .map(|found| found.gpa)
             }
         }
+    }
+
+    /// The address of a page table that a store of the kernel's meets where it has been read already: a page that is a table
+    /// now is mapped writable nowhere.
+    fn known_table(&self, linear: u64) -> Option<u64> {
+        let (entry, page) = (self.tlb.entry(linear, false), linear & !(PAGE - 1));
+        if entry.read != page || entry.write == page {
+            return None;
+        }
+        let gpa = self.memory.address_of(entry.host)? + linear % PAGE;
+        self.monitor.as_ref()?.traps(gpa).then_some(gpa)
     }
 
     /// The address of a page table that a store has met, if the monitor makes such stores.
