@@ -36,7 +36,7 @@ use crate::Errno;
 use balloon::Pool;
 use frame::FrameTable;
 use holds::Hold;
-use roots::Roots;
+use roots::{Alike, Roots};
 
 /// What the TLBs of the domain's vCPUs must forget.
 ///
@@ -98,6 +98,7 @@ pub struct DirectPaging {
     /// Host offset of the array M2P.
     m2p: u64,
     vcpus: Vec<Roots>,
+    alike: Alike,
     holds: HashMap<usize, Hold>,
     pool: Pool,
 }
@@ -140,6 +141,7 @@ impl DirectPaging {
             memory,
             m2p: array,
             vcpus: vec![Roots::default()],
+            alike: Alike::default(),
             holds: HashMap::new(),
             pool: Pool::new(frames, owned),
         };

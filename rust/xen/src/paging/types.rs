@@ -75,6 +75,9 @@ impl DirectPaging {
         if frame.drop_count()
             && let Some(level) = frame.label().level()
         {
+            if level == 4 {
+                self.alike.forget(slot);
+            }
             self.drop_entries(tlb, slot, level, ENTRIES);
         }
     }

@@ -169,9 +169,12 @@ impl DirectPaging {
                 }
             }
             if self.memory.compare_exchange(host, old.0, new.0).is_ok() {
+                let upper = level == 4 && host % PAGE / 8 >= ENTRIES / 2;
+                if upper {
+                    self.alike.clear();
+                }
                 if old.outdated_by(new) {
                     // Translations of the upper half may have come by the same entry of another root.
-                    let upper = level == 4 && host % PAGE / 8 >= ENTRIES / 2;
                     if upper {
                         tlb.root_changed(false);
                     } else {
