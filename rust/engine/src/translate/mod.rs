@@ -2,7 +2,7 @@
 //! transfers of control linked, and runs there. What it has no form for the interpreter runs, one instruction at a time.
 //!
 //! `unit` and `flow` make units, `access` and `loops` find out which checks they can do without, `plan` says what becomes of each
-//! instruction; `emit`, `memory`, `special`, `strings`, `modes` and `asm` make the code. `context` is what that code works on, `exits` and
+//! instruction; `emit`, `memory`, `special`, `strings`, `modes`, `para` and `asm` make the code. `context` is what that code works on, `exits` and
 //! `thunks` how it leaves; `passage` goes into it and sees to what it left for. `pages` knows which code stands where and
 //! whether it is still good, `tlb` keeps the translations that code may use; `cache` holds the code and enters it. `explain`
 //! makes units to be looked at.
@@ -20,6 +20,7 @@ mod memory;
 mod modes;
 mod names;
 mod pages;
+mod para;
 mod passage;
 mod plan;
 mod special;
@@ -59,6 +60,8 @@ pub struct Translator {
     nowhere: u64,
     /// Privilege view and page tables' state that the context was last used with.
     user: bool,
+    /// Of a para-virtual guest: what its two modes are.
+    modes: Option<para::Modes>,
     hooks: u32,
     /// Steps since one completed an instruction.
     idle: u32,
@@ -100,6 +103,7 @@ impl Translator {
             filled: Filled::default(),
             nowhere: 1 << 62 | secret & 0x0fff_ffff_ffff_f000,
             user: false,
+            modes: None,
             hooks: 0,
             idle: 0,
             options,

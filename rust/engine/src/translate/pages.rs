@@ -232,7 +232,7 @@ impl Translator {
             code,
             page: key.host,
             user: key.user,
-            privileged: !key.user && !cpu.is_para(),
+            para: cpu.is_para(),
             features: cpu.features(),
             longest,
             alone,

@@ -151,6 +151,7 @@ impl Translator {
 
     /// Takes the right to write from the entries of a host page, which now holds translated code.
     fn protect(&mut self, host: u64) {
+        self.close_gates_on(host);
         let context = self.context.get_mut();
         for filled in self.filled.local.iter().chain(&self.filled.global) {
             let (view, index) = (&mut context.tlb[usize::from(filled.user)], filled.index());

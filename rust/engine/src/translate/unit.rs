@@ -38,8 +38,8 @@ pub struct Source<'a> {
     pub page: u64,
     /// The second view of the TLB.
     pub user: bool,
-    /// CPL 0: a para-virtual kernel has the first view, but not that.
-    pub privileged: bool,
+    /// The guest is para-virtual: its kernel has the first view, but not CPL 0.
+    pub para: bool,
     pub features: Features,
     /// Instructions at most.
     pub longest: u32,
@@ -84,6 +84,7 @@ pub fn translate(asm: &mut Asm, exits: &mut Exits, thunks: &Thunks, source: &Sou
         exits,
         cold: Vec::new(),
         user: source.user,
+        para: source.para,
         page: source.page,
         second: None,
         step: None,
@@ -138,6 +139,7 @@ pub fn across(
         exits,
         cold: Vec::new(),
         user: source.user,
+        para: source.para,
         page: source.page,
         second: Some(second),
         step: None,
@@ -169,7 +171,7 @@ pub(super) fn fetch<'a>(source: &Source<'a>) -> Vec<Planned<'a>> {
         let Ok((insn, slots)) = decode_slots(bytes, &layout, &source.features) else { break };
         let rip = source.rip.wrapping_add(at as u64);
         let fetched = Fetched { bytes, layout, insn, slots, rip, done: list.len() as u32 };
-        let mut plan = plan::plan(&insn, !source.privileged);
+        let mut plan = plan::plan(&insn, source.user || source.para);
         if insn.operands[0] == Operand::Rel && !canonical(fetched.next().wrapping_add(insn.imm)) {
             plan = Plan::Interpret;
         }

@@ -1,0 +1,356 @@
+//! System calls of para-virtual user code and returns to it, which translated code does by itself while nothing is unusual: a
+//! small kernel makes all kinds of usual and unusual ones, and both engines must agree on every state.
+
+use iced_x86::IcedError;
+use iced_x86::code_asm::*;
+use trapgate_lockstep::guest::para_kernel;
+use trapgate_lockstep::hash;
+use trapgate_machine::{ClockKind, Config, Exit, Limits, Machine, ParaPayload};
+use trapgate_x86::model::X86_64_V2;
+use trapgate_xen::hypercall::Disposition;
+
+const BASE: u64 = 0xffff_ffff_8000_0000;
+const PAGE: u64 = 4096;
+const CODE: u64 = BASE + 0x1_0000;
+/// The kernel's stacks: the frame of a system call lies in one page of the first, in two of the second.
+const STACK: u64 = BASE + 0x260 * PAGE;
+const SPLIT_STACK: u64 = BASE + 0x262 * PAGE + 0x20;
+const USER_STACK: u64 = BASE + 0x268 * PAGE;
+/// vcpu_info: pending byte, and behind it the mask.
+const INFO: u64 = BASE + 0x250 * PAGE + 0x40;
+/// What the kernel counts, and where it keeps an address.
+const COUNT: u64 = BASE + 0x251 * PAGE;
+const SAVED: u64 = COUNT + 8;
+const ARGUMENTS: u64 = BASE + 0x252 * PAGE;
+
+const SET_TRAP_TABLE: u32 = 0;
+const STACK_SWITCH: u32 = 3;
+const UPDATE_VA_MAPPING: u32 = 14;
+const VCPU_OP: u32 = 24;
+const MMUEXT_OP: u32 = 26;
+const CALLBACK_OP: u32 = 30;
+const IRET: u64 = 23;
+const SELF: u64 = 0x7ff0;
+
+const TF: i32 = 0x100;
+const IF: i32 = 0x200;
+const DF_NT_ID: i32 = 0x20_4400;
+const AC: i32 = 0x4_0000;
+
+/// The parts of the code, each with room of its own.
+#[derive(Clone, Copy)]
+enum Part {
+    Start,
+    Program,
+    Call,
+    Event,
+    Debug,
+    Protection,
+    Alignment,
+}
+
+impl Part {
+    const ROOM: usize = 0x400;
+
+    fn address(self) -> u64 {
+        CODE + self as u64 * Self::ROOM as u64
+    }
+}
+
+type Assembled = Result<(), IcedError>;
+
+/// Makes what RSP points to, RIP, CS, RFLAGS, RSP and SS, the end of an iret's frame, and returns.
+fn leave(a: &mut CodeAssembler, how: i32) -> Assembled {
+    a.push(how)?;
+    a.push(rcx)?;
+    a.push(r11)?;
+    a.push(rax)?;
+    a.mov(eax, IRET as u32)?;
+    a.syscall()
+}
+
+fn count(a: &mut CodeAssembler, by: i32) -> Assembled {
+    a.mov(rdi, COUNT)?;
+    a.add(qword_ptr(rdi), by)
+}
+
+/// A program that asks for all kinds of returns, by random numbers in RBX, and looks at what it gets back.
+fn user(a: &mut CodeAssembler) -> Assembled {
+    let (mut top, mut forwards) = (a.create_label(), a.create_label());
+    a.set_label(&mut top)?;
+    for (shift, left) in [(13, true), (7, false), (17, true)] {
+        a.mov(rax, rbx)?;
+        if left {
+            a.shl(rax, shift)?
+        } else {
+            a.shr(rax, shift)?
+        }
+        a.xor(rbx, rax)?;
+    }
+    a.test(bl, 0x40)?;
+    a.jz(forwards)?;
+    a.std()?;
+    a.set_label(&mut forwards)?;
+    a.push(rbx)?;
+    a.mov(r8, cs)?;
+    a.add(rcx, rbx)?;
+    a.syscall()?;
+    a.pushfq()?;
+    a.pop(r9)?;
+    a.pop(r12)?;
+    for reg in [rax, rcx, r8, r9, r11, r12, rsp] {
+        a.imul_3(r13, r13, 31)?;
+        a.add(r13, reg)?;
+    }
+    a.cld()?;
+    a.inc(r14)?;
+    a.jmp(top)
+}
+
+/// The kernel's entry for system calls: what it does to the frame depends on RBX.
+fn system_call(a: &mut CodeAssembler) -> Assembled {
+    a.pop(rcx)?;
+    a.pop(r11)?;
+    a.mov(r10, ss)?;
+    a.add(r13, r10)?;
+    count(a, 1)?;
+    a.mov(eax, ebx)?;
+    a.shr(eax, 8)?;
+    a.and(eax, 31)?;
+    let mut next = a.create_label();
+    let case = |a: &mut CodeAssembler, n: i32, next: &mut CodeLabel| {
+        a.set_label(next)?;
+        *next = a.create_label();
+        a.cmp(eax, n)?;
+        a.jne(*next)
+    };
+    case(a, 0, &mut next)?;
+    a.and(dword_ptr(rsp + 16), !(AC | DF_NT_ID))?;
+    case(a, 1, &mut next)?;
+    a.mov(rdi, INFO)?;
+    a.mov(byte_ptr(rdi), 1)?;
+    case(a, 2, &mut next)?;
+    a.and(dword_ptr(rsp + 16), !IF)?;
+    case(a, 3, &mut next)?;
+    a.or(dword_ptr(rsp + 16), DF_NT_ID)?;
+    case(a, 4, &mut next)?;
+    a.or(dword_ptr(rsp + 16), TF)?;
+    case(a, 5, &mut next)?;
+    a.or(dword_ptr(rsp + 16), AC)?;
+    case(a, 6, &mut next)?;
+    a.mov(rdi, SAVED)?;
+    a.mov(rax, qword_ptr(rsp))?;
+    a.mov(qword_ptr(rdi), rax)?;
+    a.btc(rax, 62)?;
+    a.mov(qword_ptr(rsp), rax)?;
+    for (n, stack) in [(7, SPLIT_STACK), (8, STACK), (9, STACK)] {
+        case(a, n, &mut next)?;
+        a.mov(rsi, stack)?;
+        a.mov(edi, 0xe02b)?;
+        a.mov(eax, STACK_SWITCH)?;
+        a.syscall()?;
+    }
+    case(a, 10, &mut next)?;
+    // To a place in the kernel first, on the same stack.
+    let mut there = a.create_label();
+    a.mov(rdx, rsp)?;
+    a.push(0xe02b)?;
+    a.push(rdx)?;
+    a.push(2)?;
+    a.push(0xe030)?;
+    a.lea(rax, qword_ptr(there))?;
+    a.push(rax)?;
+    leave(a, 0)?;
+    a.set_label(&mut there)?;
+    a.nop()?;
+    case(a, 11, &mut next)?;
+    leave(a, 0x100)?;
+    case(a, 12, &mut next)?;
+    // Another number than iret's, by as much as fits beside it.
+    a.mov(rax, 23u64 | 1 << 32)?;
+    a.syscall()?;
+    a.set_label(&mut next)?;
+    // Mostly with events unmasked.
+    let mut masked = a.create_label();
+    a.test(ebx, 0x30000)?;
+    a.jz(masked)?;
+    a.or(dword_ptr(rsp + 16), IF)?;
+    a.set_label(&mut masked)?;
+    leave(a, 0)
+}
+
+fn start(a: &mut CodeAssembler) -> Assembled {
+    a.mov(rsp, STACK)?;
+    a.mov(rbx, 0x9e37_79b9_7f4a_7c15u64)?;
+    a.push(0xe02b)?;
+    for word in [USER_STACK, 0x202, 0xe033, Part::Program.address()] {
+        a.mov(rax, word)?;
+        a.push(rax)?;
+    }
+    leave(a, 0)
+}
+
+/// An entry of the kernel's behind which a word of the frame is changed by `change`, and which counts itself.
+fn handler(
+    a: &mut CodeAssembler,
+    error: bool,
+    by: i32,
+    change: impl FnOnce(&mut CodeAssembler) -> Assembled,
+) -> Assembled {
+    a.pop(rcx)?;
+    a.pop(r11)?;
+    if error {
+        a.pop(rax)?;
+        a.add(r13, rax)?;
+    }
+    count(a, by)?;
+    change(a)?;
+    leave(a, 0)
+}
+
+/// All of the code.
+fn image() -> Vec<u8> {
+    let mut image = Vec::new();
+    let mut put = |part: Part, make: &dyn Fn(&mut CodeAssembler) -> Assembled| {
+        let mut a = CodeAssembler::new(64).unwrap();
+        make(&mut a).unwrap();
+        let code = a.assemble(part.address()).unwrap();
+        assert!(code.len() <= Part::ROOM && image.len() <= part as usize * Part::ROOM);
+        image.resize(part as usize * Part::ROOM, 0xcc);
+        image.extend(code);
+    };
+    put(Part::Start, &start);
+    put(Part::Program, &user);
+    put(Part::Call, &system_call);
+    put(Part::Event, &|a| {
+        handler(a, false, 0x100, |a| {
+            a.mov(rdi, INFO)?;
+            a.mov(byte_ptr(rdi), 0)
+        })
+    });
+    put(Part::Debug, &|a| handler(a, false, 0x1_0000, |a| a.and(dword_ptr(rsp + 16), !TF)));
+    put(Part::Protection, &|a| {
+        handler(a, true, 0x100_0000, |a| {
+            a.mov(rdi, SAVED)?;
+            a.mov(rax, qword_ptr(rdi))?;
+            a.mov(qword_ptr(rsp), rax)
+        })
+    });
+    put(Part::Alignment, &|a| handler(a, true, 0, |a| a.and(dword_ptr(rsp + 16), !AC)));
+    image
+}
+
+fn store(machine: &mut Machine, at: u64, words: &[u64]) {
+    for (word, i) in words.iter().zip(0..) {
+        machine.cpu_mut().store_u64(at + i * 8, *word).unwrap();
+    }
+}
+
+fn words<const N: usize>(machine: &mut Machine, at: u64) -> [u64; N] {
+    std::array::from_fn(|i| machine.cpu_mut().load_u64(at + i as u64 * 8).unwrap())
+}
+
+fn call(machine: &mut Machine, number: u32, args: [u64; 5]) {
+    assert_eq!(machine.native_hypercall(number, args).unwrap(), Some(0), "call {number}");
+}
+
+fn machine(translate: bool) -> Machine {
+    let config = Config {
+        memory: 8 << 20,
+        model: X86_64_V2,
+        clock: ClockKind::Virtual,
+        seed: 1,
+        debug_console: false,
+        debug_exit: false,
+        epoch_seconds: 0,
+    };
+    let kernel = para_kernel(&image());
+    let payload =
+        ParaPayload { kernel: &kernel, initrd: None, command_line: "", domid: 1, maximum_memory: 0 };
+    let mut machine = Machine::new_para(&config, &payload).unwrap();
+    let root = machine.domain().unwrap().paging().kernel_root(0).unwrap();
+    let first = machine.domain().unwrap().layout.ram.start;
+    let traps = [(1, Part::Debug), (13, Part::Protection), (17, Part::Alignment)];
+    let table: Vec<u64> =
+        traps.iter().flat_map(|(vector, part)| [vector | 4 << 8 | 0xe033 << 16, part.address()]).collect();
+    store(&mut machine, ARGUMENTS, &[table, vec![0, 0]].concat());
+    call(&mut machine, SET_TRAP_TABLE, [ARGUMENTS, 0, 0, 0, 0]);
+    for (kind, part) in [(0, Part::Event), (2, Part::Call)] {
+        store(&mut machine, ARGUMENTS, &[kind | 1 << 16, part.address()]);
+        call(&mut machine, CALLBACK_OP, [0, ARGUMENTS, 0, 0, 0]);
+    }
+    store(&mut machine, ARGUMENTS, &[first + 0x250, 0x40]);
+    call(&mut machine, VCPU_OP, [10, 0, ARGUMENTS, 0, 0]);
+    // The user's root leads where the kernel's does.
+    const ROOT: u64 = 0x300;
+    let mut entries = vec![0; PAGE as usize];
+    machine.cpu().memory().read(root.maddr(), &mut entries).unwrap();
+    machine.cpu_mut().copy_out(BASE + ROOT * PAGE, &entries).unwrap();
+    let read_only = (first + ROOT) << 12 | 0x65;
+    call(&mut machine, UPDATE_VA_MAPPING, [BASE + ROOT * PAGE, read_only, 0, 0, 0]);
+    store(&mut machine, ARGUMENTS, &[15, first + ROOT, 0]);
+    call(&mut machine, MMUEXT_OP, [ARGUMENTS, 1, 0, SELF, 0]);
+    call(&mut machine, STACK_SWITCH, [0xe02b, STACK, 0, 0, 0]);
+    machine.set_translate(translate.then(Default::default));
+    machine
+}
+
+fn calls(machine: &Machine) -> Vec<(u32, u64)> {
+    let domain = machine.domain().unwrap();
+    domain.hypercalls.rows().map(|row| (row.number, row.counters().calls)).collect()
+}
+
+#[test]
+fn both_engines_agree_on_all_kinds_of_calls_and_returns() {
+    let [mut one, mut other] = [false, true].map(machine);
+    for (every, end) in [(1, 3_000), (997, 300_000), (50_021, 3_000_000)] {
+        let (mut lines, mut others) = (Vec::new(), Vec::new());
+        hash::run(&mut one, every, end, |line| lines.push(line));
+        hash::run(&mut other, every, end, |line| others.push(line));
+        for (line, other) in lines.iter().zip(&others) {
+            assert_eq!(line, other);
+            assert_eq!(line.exit, None);
+        }
+        assert_eq!(lines.len(), others.len());
+        assert_eq!(calls(&one), calls(&other));
+        assert_eq!(one.cpu().departures, other.cpu().departures);
+    }
+    // Each kind has happened.
+    let [count] = words(&mut one, COUNT);
+    for (shift, what) in [(0, "calls"), (8, "events"), (16, "steps"), (24, "addresses")] {
+        assert!(count >> shift & 0xff != 0, "{what}: {count:#x}");
+    }
+    let made = calls(&one)[IRET as usize - 1].1;
+    let in_place = other.translator_stats().unwrap().in_place;
+    assert!(in_place > made / 2, "{in_place} of {made} calls, and as many returns");
+}
+
+#[test]
+fn a_return_that_is_somebody_elses_by_now_is_seen() {
+    let [mut one, mut other] = [false, true].map(machine);
+    let mut seen = Vec::new();
+    for machine in [&mut one, &mut other] {
+        machine.run(&Limits { count: Some(200_000), ..Limits::default() });
+        let before = calls(machine);
+        let domain = machine.domain().unwrap();
+        let row = domain.hypercalls.rows().find(|row| u64::from(row.number) == IRET).unwrap();
+        row.set_disposition(Disposition::Outside);
+        let exit = machine.run(&Limits { count: Some(400_000), ..Limits::default() });
+        assert_eq!(exit, Exit::Hypercall);
+        let waiting = machine.domain().unwrap().hypercalls.take_waiting().unwrap();
+        assert_eq!(u64::from(waiting.number), IRET);
+        seen.push((machine.count(), machine.digest(), before, calls(machine)));
+    }
+    assert_eq!(seen[0], seen[1]);
+}
+
+#[test]
+fn the_time_of_returns_is_that_of_those_that_were_made_by_the_handler() {
+    let mut machine = machine(true);
+    machine.run(&Limits { count: Some(3_000_000), ..Limits::default() });
+    let domain = machine.domain().unwrap();
+    let of = |number| domain.hypercalls.row(number).unwrap().counters();
+    let (iret, switch) = (of(IRET), of(u64::from(STACK_SWITCH)));
+    // Far fewer came to the handler than there were, and each of those that did takes some time.
+    assert!(iret.calls > 4 * switch.calls && iret.nanoseconds > 0, "{iret:?}, {switch:?}");
+}
