@@ -5,6 +5,7 @@ use trapgate_x86::insn::Seg;
 use trapgate_x86::regs::pf;
 
 use super::access::{Intent, Place};
+use super::kept::{ANYWHERE, Change, NOWHERE};
 use super::walk::{self, Access, Mapping, PageFault, Paging};
 use crate::fault::{Done, Exception};
 use crate::memory::{PAGE, Word};
@@ -17,135 +18,85 @@ const MOST_ROUNDS: u32 = 1000;
 /// First linear address of the half that is the kernel's.
 const UPPER_HALF: u64 = 1 << 63;
 
-/// What is known of the translations of the kernel's half, which all address spaces of a guest have in common: they may
-/// outlive any flush as long as no entry of a page table that they came from has changed.
-///
-/// The tables are the guest's own, but every change of a live one is seen by the monitor. A guest that unmaps a program
-/// changes hundreds of entries at a time, so what is kept of them is exact: one that is taken for another by mistake would
-/// cost all that is known of the kernel.
-#[derive(Debug, Default)]
-pub(crate) struct Kept {
-    /// By host page: one more than the place in `marks` of a page table that such translations came from; 0 for others.
-    tables: Vec<u32>,
-    /// A bit for each of their entries that did.
-    marks: Vec<Marks>,
-    /// An entry with a bit has changed since.
-    stale: bool,
-    /// By host page: the linear page under which it may be written, see [`Kept::writable`].
-    writable: Vec<u64>,
-}
-
-/// In [`Kept::writable`]: no linear page, and more than one.
-const NOWHERE: u64 = 0;
-const ANYWHERE: u64 = u64::MAX;
-
-/// Entries of a page table.
-const ENTRIES: usize = 512;
-
-/// Which entries of one page table.
-#[derive(Debug)]
-struct Marks {
-    /// Number of its host page.
-    page: u32,
-    bits: [u64; ENTRIES / 64],
-}
-
-impl Kept {
-    /// The word and the bit of an entry at a host offset.
-    fn place(host: u64) -> (usize, u64) {
-        let entry = (host % PAGE / 8) as usize;
-        (entry / 64, 1 << (entry % 64))
-    }
-
-    /// Translations come from the entry at a host offset, in memory of so many `pages`.
-    fn note(&mut self, host: u64, pages: usize) {
-        if self.tables.is_empty() {
-            self.tables = vec![0; pages];
-        }
-        let page = host / PAGE;
-        let Some(table) = self.tables.get_mut(page as usize) else { return };
-        if *table == 0 {
-            self.marks.push(Marks { page: page as u32, bits: [0; ENTRIES / 64] });
-            *table = self.marks.len() as u32;
-        }
-        let (word, bit) = Self::place(host);
-        if let Some(marks) = self.marks.get_mut(*table as usize - 1) {
-            marks.bits[word] |= bit;
-        }
-    }
-
-    /// Whether translations came from the entry at a host offset.
-    fn noted(&self, host: u64) -> bool {
-        let table = self.tables.get((host / PAGE) as usize).copied().unwrap_or(0) as usize;
-        let (word, bit) = Self::place(host);
-        table.checked_sub(1).and_then(|n| self.marks.get(n)).is_some_and(|marks| marks.bits[word] & bit != 0)
-    }
-
-    /// Everything was dropped.
-    pub fn clear(&mut self) {
-        for marks in self.marks.drain(..) {
-            self.tables[marks.page as usize] = 0;
-        }
-        self.stale = false;
-    }
-
-    /// The TLB allows writes to a host page, of which there are `pages`, under a linear address.
-    pub fn note_writable(&mut self, host: u64, linear: u64, pages: usize) {
-        if self.writable.is_empty() {
-            self.writable = vec![NOWHERE; pages];
-        }
-        if let Some(place) = self.writable.get_mut((host / PAGE) as usize) {
-            let page = linear & !(PAGE - 1) | 1;
-            *place = if *place == NOWHERE || *place == page { page } else { ANYWHERE };
-        }
-    }
-
-    /// Under which linear page a host page may be written, as far as is known; it no longer is.
-    fn take_writable(&mut self, host: u64) -> u64 {
-        self.writable
-            .get_mut((host / PAGE) as usize)
-            .map_or(NOWHERE, |place| std::mem::replace(place, NOWHERE))
-    }
-}
-
 impl Vcpu {
     /// An entry of a live page table of a para-virtual guest, at this guest-physical address, no longer allows what it
-    /// allowed.
+    /// allowed, or a walk is to set its flags again.
     #[inline]
     pub fn table_changed(&mut self, gpa: u64) {
-        let page = self.memory.page(gpa);
-        self.kept.stale |= page.is_some_and(|page| self.kept.noted(page.offset + gpa % PAGE));
+        self.entry_changed(gpa, true);
+    }
+
+    fn entry_changed(&mut self, gpa: u64, global: bool) {
+        if let Some(page) = self.memory.page(gpa) {
+            self.kept.changed(page.offset + gpa % PAGE, global);
+        }
     }
 
     /// An entry of a live page table has lost the right to write to a host page, and nothing else. A kernel makes a page
     /// read-only before it becomes a page table: that right is taken at once, and nothing is left for a flush to do.
     pub fn table_protected(&mut self, gpa: u64, host: u64) {
-        match self.kept.writable.get((host / PAGE) as usize).copied().unwrap_or(NOWHERE) {
+        match self.kept.writable(host) {
             NOWHERE => {}
-            ANYWHERE => self.table_changed(gpa),
+            ANYWHERE => self.entry_changed(gpa, true),
             page if page >= UPPER_HALF => self.protect_host(host),
-            // The lower half goes with every flush.
-            _ => {}
+            // Nobody can write to it by the kernel's half.
+            _ => self.entry_changed(gpa, false),
         }
     }
 
-    /// A para-virtual guest has another root of page tables, whose upper half is that of the old one if `same_upper_half`.
-    pub fn root_changed(&mut self, same_upper_half: bool) {
-        if same_upper_half {
-            self.flush_guest();
-        } else {
-            self.flush_tlb();
+    /// A para-virtual guest has another root of page tables for its kernel, whose upper half is that of the old one if
+    /// `same_upper_half`. That is a flush.
+    pub fn root_changed(&mut self, root: u64, same_upper_half: bool) {
+        if !same_upper_half {
+            self.upper_half_changed();
+        }
+        self.flush_guest();
+        self.change_root(false, root);
+    }
+
+    /// It has another one for its user code: only user mode walks it.
+    pub fn user_root_changed(&mut self, root: u64) {
+        self.change_root(true, root);
+    }
+
+    /// An entry of a root for the upper half has changed, by which translations of all roots may have come.
+    pub fn upper_half_changed(&mut self) {
+        self.flush_tlb();
+        self.end_block();
+    }
+
+    /// A root is a page table no more.
+    pub fn root_gone(&mut self, root: u64) {
+        self.kept.forget_root(root);
+    }
+
+    /// Changes the space of a view: what is known of the old one stays for when it comes back.
+    fn change_root(&mut self, user: bool, root: u64) {
+        match self.kept.change_root(user, root) {
+            Change::Nothing => {}
+            Change::Drop => self.tlb.drop_view(user),
+            Change::Switch { from, keep, to, right } => {
+                if keep {
+                    self.tlb.leave(user, from);
+                } else {
+                    self.tlb.drop_view(user);
+                }
+                self.tlb.enter(user, to, right);
+            }
         }
         self.end_block();
     }
 
-    /// Drops every translation of a para-virtual guest that may be wrong: those of the kernel's half are known to be
-    /// right while nothing that they came from has changed.
+    /// Drops every translation of a para-virtual guest that may be wrong: all others are known to be right while nothing that
+    /// they came from has changed.
     pub fn flush_guest(&mut self) {
         if self.kept.stale {
             self.flush_tlb();
-        } else {
-            self.tlb.flush_local();
+        }
+        for user in [false, true] {
+            if self.kept.take_stale(user) {
+                self.tlb.drop_view(user);
+            }
         }
         self.end_block();
     }
@@ -156,7 +107,10 @@ impl Vcpu {
         match self.kept.take_writable(host) {
             NOWHERE => {}
             ANYWHERE => self.tlb.protect_host(host),
-            page => self.tlb.flush_page(page & !1),
+            page => {
+                self.tlb.flush_page(page & !1);
+                self.tlb.protect_kept(host);
+            }
         }
     }
 
@@ -179,10 +133,11 @@ impl Vcpu {
         }
         let global = !access.user && linear >= UPPER_HALF;
         let (kept, memory) = (&mut self.kept, &self.memory);
-        // Which entries a translation that is kept came from is noted, so that a change of one can be seen to matter.
+        // Which entries a translation came from is noted, so that a change of one can be seen to matter.
+        let view = (!global).then_some(access.user);
         let note = |step: walk::Step| {
-            if global && let Some(page) = memory.page(step.entry_gpa) {
-                kept.note(page.offset + step.entry_gpa % PAGE, (memory.len() / PAGE) as usize);
+            if let Some(page) = memory.page(step.entry_gpa) {
+                kept.note(page.offset + step.entry_gpa % PAGE, (memory.len() / PAGE) as usize, view);
             }
         };
         match walk::translate_by(memory, paging, linear, access, note) {
@@ -314,27 +269,5 @@ impl Vcpu {
     #[cold]
     pub(super) fn refuse_table<T>(&mut self, linear: u64) -> Done<T> {
         self.raise(Exception::page_fault(linear, pf::P | pf::W))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_entries_that_translations_came_from_count() {
-        const PAGES: usize = 100;
-        let mut kept = Kept::default();
-        assert!(!kept.noted(0));
-        let noted: Vec<u64> = (0..PAGES as u64).map(|n| n * 7 % 100 * PAGE + n * n % 512 * 8).collect();
-        noted.iter().for_each(|host| kept.note(*host, PAGES));
-        for host in (0..PAGES as u64 * PAGE).step_by(8) {
-            assert_eq!(kept.noted(host), noted.contains(&host), "{host:#x}");
-        }
-        // Beyond memory there is no page table.
-        kept.note(PAGES as u64 * PAGE, PAGES);
-        assert!(!kept.noted(PAGES as u64 * PAGE));
-        kept.clear();
-        assert!(noted.iter().all(|host| !kept.noted(*host)));
     }
 }

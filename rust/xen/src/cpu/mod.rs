@@ -99,8 +99,17 @@ impl TlbControl for CpuTlb<'_> {
     fn flush_all(&mut self) {
         self.0.flush_guest();
     }
-    fn root_changed(&mut self, same_upper_half: bool) {
-        self.0.root_changed(same_upper_half);
+    fn root_changed(&mut self, root: Mfn, same_upper_half: bool) {
+        self.0.root_changed(root.maddr(), same_upper_half);
+    }
+    fn user_root_changed(&mut self, root: Option<Mfn>) {
+        self.0.user_root_changed(root.map_or(0, Mfn::maddr));
+    }
+    fn upper_half_changed(&mut self) {
+        self.0.upper_half_changed();
+    }
+    fn root_gone(&mut self, root: Mfn) {
+        self.0.root_gone(root.maddr());
     }
     fn table_changed(&mut self, maddr: u64) {
         self.0.table_changed(maddr);

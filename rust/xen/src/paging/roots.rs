@@ -80,7 +80,7 @@ impl DirectPaging {
         self.get_frame_and_type(tlb, new, FrameType::L4)?;
         self.vcpus[vcpu].kernel = Some(new);
         let same = old.is_some_and(|old| old == new || self.alike(old, new));
-        tlb.root_changed(same);
+        tlb.root_changed(mfn, same);
         if let Some(old) = old {
             self.put_frame_and_type(tlb, old);
         }
@@ -101,10 +101,8 @@ impl DirectPaging {
             self.get_frame_and_type(tlb, new, FrameType::L4)?;
         }
         self.vcpus[vcpu].user = new;
+        tlb.user_root_changed(new.map(|new| self.frames.mfn(new)));
         if let Some(old) = old {
-            // Only user mode walks this root, and what it has cached of the upper half is no more than what it has of
-            // the lower.
-            tlb.root_changed(true);
             self.put_frame_and_type(tlb, old);
         }
         Ok(())

@@ -104,6 +104,7 @@ impl DirectPaging {
         {
             if level == 4 {
                 self.alike.forget(slot);
+                tlb.root_gone(self.frames.mfn(slot));
             }
             self.drop_entries(tlb, slot, level, ENTRIES);
         }

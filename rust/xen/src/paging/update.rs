@@ -134,11 +134,13 @@ impl DirectPaging {
     /// page table loses the right at once, so that nothing is left for a flush to do.
     #[inline]
     fn tell_of_l1(&self, tlb: &mut dyn TlbControl, host: u64, old: Entry, new: Entry) {
-        if !old.outdated_by(new) {
+        let unmarked = old.unmarked_by(new);
+        if !old.outdated_by(new) && !unmarked {
             return;
         }
         let Some(maddr) = self.memory.address_of(host) else { return };
         if old.only_protected_by(new)
+            && !unmarked
             && let Some(slot) = self.frames.slot(old.mfn())
         {
             tlb.table_protected(maddr, self.frames.host(slot));
@@ -176,11 +178,13 @@ impl DirectPaging {
                 if old.outdated_by(new) {
                     // Translations of the upper half may have come by the same entry of another root.
                     if upper {
-                        tlb.root_changed(false);
+                        tlb.upper_half_changed();
                     } else {
                         self.memory.address_of(host).into_iter().for_each(|maddr| tlb.table_changed(maddr));
                         tlb.flush_all();
                     }
+                } else if old.unmarked_by(new) {
+                    self.memory.address_of(host).into_iter().for_each(|maddr| tlb.table_changed(maddr));
                 }
                 if moves && old.present() {
                     self.drop_above(tlb, old);
