@@ -71,7 +71,7 @@ impl Vcpu {
     }
 
     /// Changes the space of a view: what is known of the old one stays for when it comes back.
-    fn change_root(&mut self, user: bool, root: u64) {
+    pub(crate) fn change_root(&mut self, user: bool, root: u64) {
         match self.kept.change_root(user, root) {
             Change::Nothing => {}
             Change::Drop => self.tlb.drop_view(user),
@@ -85,6 +85,18 @@ impl Vcpu {
             }
         }
         self.end_block();
+    }
+
+    /// Changes both views to the space of a PCID, of which nothing that is not global stays unless `keep`.
+    pub(crate) fn change_pcid(&mut self, pcid: u16, keep: bool) {
+        // No space has this number at first.
+        let number = u64::from(pcid) + 1;
+        if !keep {
+            self.kept.forget_root(number);
+        }
+        for user in [false, true] {
+            self.change_root(user, number);
+        }
     }
 
     /// Drops every translation of a para-virtual guest that may be wrong: all others are known to be right while nothing that

@@ -1,9 +1,10 @@
-//! What is known of a para-virtual guest's translations, so that they may outlive flushes: which entries of page tables they
-//! came from. The tables are the guest's own, but every change of a live one is seen by the monitor; as long as no entry that
-//! a translation came from has changed, it is right.
+//! Translations that outlive a change of the address space: a space that is left keeps its own until it comes back, unless they
+//! are not right any more.
 //!
-//! Translations of the kernel's half are the same in all address spaces of a guest. Those of the lower half belong to a space:
-//! a root of page tables and the view that uses it. A space that is left keeps its translations until it comes back.
+//! A processor's spaces have PCIDs, and the guest says what is to go (SDM vol. 3, 4.10.4). Those of a para-virtual guest are
+//! the roots of each view. Its tables are its own, but every change of a live one is seen by the monitor: which entries
+//! translations came from is noted, and as long as none of them has changed they are right, whatever is flushed.
+//! Translations of the kernel's half are the same in all of its spaces.
 
 use crate::memory::PAGE;
 
@@ -36,8 +37,9 @@ struct Marks {
 /// An address space.
 #[derive(Debug, Default)]
 struct Space {
+    /// What tells it from others of its view.
     root: u64,
-    /// An entry that its translations came from has changed.
+    /// Its translations may be wrong.
     stale: bool,
     /// Places in `marks` of the tables that they came from.
     tables: Vec<u32>,
@@ -181,12 +183,12 @@ impl Kept {
         self.spaces[space].stale = true;
     }
 
-    /// A root is a page table no more.
+    /// Nothing of a root is right any more.
     pub fn forget_root(&mut self, root: u64) {
         for space in 0..SPACES {
             if self.spaces[space].root == root {
                 self.forget(space);
-                self.spaces[space].root = 0;
+                self.spaces[space].last_used = 0;
             }
         }
     }

@@ -210,8 +210,9 @@ impl Tlb {
         self.changes.push(Change::All);
     }
 
-    /// Drops everything but global pages. The marks of large pages stay, since global ones may be among them.
+    /// Drops everything but global pages, of all address spaces. The marks of large pages stay, since global ones may be among them.
     pub fn flush_local(&mut self) {
+        self.spaces.iter_mut().for_each(Vec::clear);
         self.empty(false, false);
         self.empty(true, false);
         self.note(Change::Local);

@@ -65,9 +65,6 @@ impl FilledEntry {
     }
 }
 
-/// First linear address of the half that is the kernel's.
-const UPPER_HALF: u64 = 1 << 63;
-
 /// Which of the pages that are at hand for stacks: that of the view in use, that of the other, the supervisor's one before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stack {
@@ -142,8 +139,8 @@ impl Translator {
                 Change::Local => self.flush_local(),
                 Change::Page(page) => self.flush_page(page),
                 Change::Protect(host) => self.protect(cpu.memory.host_base() as u64 + host),
-                Change::View { user } => self.drop_view(user),
-                Change::Leave { user, space } => self.leave_space(user, space),
+                Change::View { user } => self.drop_view(cpu, user),
+                Change::Leave { user, space } => self.leave_space(cpu, user, space),
                 Change::Enter { user, space, right } => self.enter_space(cpu, user, space, right),
             }
         }
@@ -161,15 +158,28 @@ impl Translator {
         self.reset_targets();
     }
 
-    /// Drops what is not global.
+    /// Drops what is not global, of all address spaces.
     fn flush_local(&mut self) {
-        self.drop_view(false);
-        self.drop_view(true);
+        self.filled.spaces.iter_mut().for_each(Vec::clear);
+        self.empty_view(false);
+        self.empty_view(true);
         self.forget_stack();
     }
 
     /// Drops what is not global of a view.
-    fn drop_view(&mut self, user: bool) {
+    fn drop_view(&mut self, cpu: &Vcpu, user: bool) {
+        self.empty_view(user);
+        // A stack on a global page stays at hand, as those of kernels are.
+        let global = |minus: u64| {
+            let page = minus.wrapping_neg();
+            let entry = cpu.tlb.entry(page, user);
+            entry.write == page && entry.global
+        };
+        let now = self.user;
+        self.forget_stacks_where(|stack, minus, _| stack.is_of(user, now) && !global(minus));
+    }
+
+    fn empty_view(&mut self, user: bool) {
         let context = self.context.get_mut();
         for filled in self.filled.local[usize::from(user)].drain(..) {
             // A global page may stand there by now: losing it costs a miss.
@@ -178,18 +188,14 @@ impl Translator {
         for (_, mut leads) in self.filled.code[usize::from(user)].drain() {
             leads.end(context, self.thunks.exit);
         }
-        // Stacks of the supervisor's that are global stay.
-        let now = self.user;
-        let local = |minus: u64| user || minus.wrapping_neg() < UPPER_HALF;
-        self.forget_stacks_where(|slot, minus, _| slot.is_of(user, now) && local(minus));
     }
 
     /// Drops what is not global of a view, and keeps what led to code for when the space comes back.
-    fn leave_space(&mut self, user: bool, space: usize) {
+    fn leave_space(&mut self, cpu: &Vcpu, user: bool, space: usize) {
         let (context, nowhere) = (self.context.get(), self.thunks.exit);
         let code = self.filled.code[usize::from(user)].iter();
         self.filled.spaces[space] = code.map(|(page, leads)| leads.keep(*page, context, nowhere)).collect();
-        self.drop_view(user);
+        self.drop_view(cpu, user);
     }
 
     /// An address space has come to a view: if it is right, what the vCPU knows of it is filled in, and what led to its code
