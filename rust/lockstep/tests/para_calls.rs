@@ -131,8 +131,8 @@ fn prepared_arguments(first: u64) -> Vec<u64> {
     ROOTS.iter().for_each(|root| words.extend([15, first + root, 0, 0]));
     for (tables, [_, data, _]) in TABLES.iter().zip(PAGES) {
         let l1 = (first + tables + 2) << 12;
-        for space in 0..2 {
-            words.extend([l1, entry(space, PAGES[space][0], 0), 0, 0]);
+        for (space, [code, ..]) in PAGES.into_iter().enumerate() {
+            words.extend([l1, entry(space, code, 0), 0, 0]);
         }
         words.extend([l1 + 8, entry(0, data, 1) & !0x60, 0, 0]);
         words.extend([l1 + 8, entry(1, PAGES[0][1], 1), 0, 0]);
