@@ -19,6 +19,8 @@ const ARGUMENTS: u64 = BASE + 0x200 * PAGE;
 const MMU_UPDATE: u32 = 1;
 const UPDATE_VA_MAPPING: u32 = 14;
 const MMUEXT_OP: u32 = 26;
+const PIN_ROOT: u64 = 3;
+const UNPIN: u64 = 4;
 const NEW_BASEPTR: u64 = 5;
 const NEW_USER_BASEPTR: u64 = 15;
 const SELF: u64 = 0x7ff0;
@@ -95,7 +97,12 @@ impl Guest {
     }
 
     fn enter(&mut self, pfn: u64) {
-        self.store(ARGUMENTS, NEW_BASEPTR);
+        self.extended(NEW_BASEPTR, pfn);
+    }
+
+    /// An extended operation on a frame.
+    fn extended(&mut self, operation: u64, pfn: u64) {
+        self.store(ARGUMENTS, operation);
         self.store(ARGUMENTS + 8, self.first + pfn);
         assert_eq!(self.call(MMUEXT_OP, [ARGUMENTS, 1, 0, SELF, 0]), 0);
     }
@@ -114,9 +121,7 @@ const DIRTY: u64 = 0x40;
 
 impl Guest {
     fn enter_user(&mut self, pfn: u64) {
-        self.store(ARGUMENTS, NEW_USER_BASEPTR);
-        self.store(ARGUMENTS + 8, self.first + pfn);
-        assert_eq!(self.call(MMUEXT_OP, [ARGUMENTS, 1, 0, SELF, 0]), 0);
+        self.extended(NEW_USER_BASEPTR, pfn);
     }
 
     /// What an address is to user mode, which a root translates for.
@@ -152,6 +157,8 @@ fn two_spaces() -> Guest {
     }
     for (root, tables) in [(0x300, 0x310), (0x301, 0x318)] {
         guest.root_of(root, LOWER_SLOT, tables);
+        // It stays a root while it is not in use.
+        guest.extended(PIN_ROOT, root);
     }
     guest.enter(0x300);
     assert_eq!(guest.load(LOWER), Some(0x1111));
@@ -247,6 +254,7 @@ fn flags_that_are_taken_away_are_set_again() {
 fn a_root_that_was_something_else_meanwhile_is_another() {
     let mut guest = two_spaces();
     // No root any more: it may be written to, and is one again.
+    guest.extended(UNPIN, 0x300);
     let (slot, entry) = (0x300 * PAGE + LOWER_SLOT * 8, guest.entry(0x320));
     let writable = guest.entry(0x300);
     assert_eq!(guest.call(UPDATE_VA_MAPPING, [BASE + 0x300 * PAGE, writable, 0, 0, 0]), 0);
