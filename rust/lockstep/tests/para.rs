@@ -204,6 +204,17 @@ fn rights_that_are_taken_while_a_space_is_away_are_gone() {
     guest.enter(0x300);
     assert_eq!(guest.load(LOWER), Some(5));
     assert!(!guest.try_store(LOWER, 6));
+    // A page that nobody else has written to.
+    guest.update(0x312, 1, guest.entry(0x284));
+    assert!(guest.try_store(LOWER + PAGE, 7));
+    for away in [false, true] {
+        guest.enter(if away { 0x301 } else { 0x300 });
+        guest.update(0x312, 1, guest.entry(0x284) & !2);
+        guest.enter(0x300);
+        assert!(!guest.try_store(LOWER + PAGE, 8));
+        guest.update(0x312, 1, guest.entry(0x284));
+        assert!(guest.try_store(LOWER + PAGE, 9));
+    }
 }
 
 #[test]
