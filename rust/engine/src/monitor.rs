@@ -7,6 +7,7 @@
 
 use std::fmt;
 use std::ops::Range;
+use std::sync::atomic::AtomicU64;
 
 use trapgate_x86::exception::Vector;
 use trapgate_x86::model::{Cpuid, Model};
@@ -14,6 +15,7 @@ use trapgate_x86::regs::rflags;
 
 use crate::exit::Exit;
 use crate::fault::Exception;
+use crate::memory::PAGE;
 use crate::mmu::access::{Intent, Place};
 use crate::state::{Descriptor, Segment, Vcpu};
 use trapgate_x86::insn::Seg;
@@ -104,8 +106,37 @@ pub trait Monitor: Send + fmt::Debug {
     /// What the guest may notice of the monitor's state for this vCPU, as bytes that begin with the number of their format.
     fn save(&self) -> Vec<u8>;
 
+    /// What an engine needs to make system calls of user code and returns to it by itself; `None` if it may not.
+    fn gates(&self) -> Option<Gates<'_>>;
+
+    /// The engine has made so many calls by which the kernel returns.
+    fn note_returns(&mut self, calls: u64);
+
     /// CPUID as this guest sees it.
     fn cpuid(&self, cpu: &Vcpu, leaf: u32, subleaf: u32) -> Cpuid;
+}
+
+/// How user code of a para-virtual guest enters its kernel and is returned to, for an engine that does both by itself while
+/// nothing is unusual about them. Entries mask events.
+#[derive(Clone, Copy, Debug)]
+pub struct Gates<'a> {
+    /// Host offset of the byte that is not zero while an event is pending; behind it is the one that masks events.
+    pub events: u64,
+    /// Where system calls go, and the top of the kernel's stack.
+    pub entry: u64,
+    pub stack: u64,
+    /// Zero while the call by which the kernel returns is the monitor's own.
+    pub returns: &'a AtomicU64,
+    pub kernel: Mode,
+    pub user: Mode,
+}
+
+/// What belongs to kernel or user mode of a para-virtual guest: the root of the page tables, the segments of 64-bit code.
+#[derive(Clone, Copy, Debug)]
+pub struct Mode {
+    pub root: u64,
+    pub cs: Segment,
+    pub ss: Segment,
 }
 
 /// Part of a guest's linear memory that cannot be accessed; nothing has been raised.
@@ -113,6 +144,28 @@ pub trait Monitor: Send + fmt::Debug {
 #[error("no access to guest memory at linear {linear:#x}")]
 pub struct NoAccess {
     pub linear: u64,
+}
+
+/// Flat 64-bit code and stack segments of ring 3 with the given selectors.
+pub fn flat_segments(cs: u16, ss: u16) -> (Segment, Segment) {
+    const CODE: u16 = 0xa0fb;
+    const DATA: u16 = 0xc0f3;
+    (Segment::flat(cs, CODE), Segment::flat(ss, DATA))
+}
+
+/// Bytes of the frame by which a system call enters the kernel.
+const CALL_FRAME: u64 = 7 * 8;
+
+impl Gates<'_> {
+    /// Where the frame of a system call is put.
+    pub(crate) fn frame(&self) -> u64 {
+        (self.stack & !15).wrapping_sub(CALL_FRAME)
+    }
+
+    /// Whether it lies in one page.
+    pub(crate) fn frame_is_usual(&self) -> bool {
+        self.frame() % PAGE + CALL_FRAME <= PAGE
+    }
 }
 
 impl Vcpu {
@@ -153,6 +206,27 @@ impl Vcpu {
         self.monitor.as_ref().map(|monitor| monitor.save()).unwrap_or_default()
     }
 
+    /// How the guest's kernel is entered and left; see [`Monitor::gates`].
+    pub(crate) fn gates(&self) -> Option<Gates<'_>> {
+        self.monitor.as_ref()?.gates()
+    }
+
+    /// Counts calls by which the kernel has returned, and which the monitor was not asked for.
+    pub(crate) fn note_returns(&mut self, calls: u64) {
+        self.departures.hypercalls += calls;
+        self.monitor.iter_mut().for_each(|monitor| monitor.note_returns(calls));
+    }
+
+    /// Loads the mode that translated code has changed to, in which nothing asks for attention. It has exchanged the GS bases.
+    pub(crate) fn load_mode(&mut self, mode: &Mode, user: bool) {
+        (self.kernel_mode, self.user_view, self.cr3) = (!user, user, mode.root);
+        if self.seg[Seg::Cs as usize] != mode.cs || self.seg[Seg::Ss as usize] != mode.ss {
+            self.seg[Seg::Ss as usize] = mode.ss;
+            self.seg[Seg::Cs as usize] = mode.cs;
+            self.update_mode();
+        }
+    }
+
     /// Lends the monitor the vCPU that it belongs to.
     pub(crate) fn with_monitor<T>(
         &mut self,
@@ -176,9 +250,8 @@ impl Vcpu {
 
     /// Continues at `rip`, in flat 64-bit code and stack segments of ring 3 with the given selectors.
     pub fn enter_flat(&mut self, cs: u16, ss: u16, rip: u64) {
-        const CODE: u16 = 0xa0fb;
-        const DATA: u16 = 0xc0f3;
-        self.enter_segments(Segment::flat(cs, CODE), Segment::flat(ss, DATA), rip);
+        let (cs, ss) = flat_segments(cs, ss);
+        self.enter_segments(cs, ss, rip);
     }
 
     /// Continues at `rip` in code and stack segments that were checked.

@@ -99,9 +99,8 @@ impl Vcpu {
         if !keep {
             self.shadow_tables.flush_pcid(pcid);
         }
-        // The inline TLB has no tags: it is filled again from what stays (SDM vol. 3, 4.10.4.1).
-        self.tlb.flush_local();
-        self.end_block();
+        // The inline TLB has no tags: what is of a space comes and goes with it (SDM vol. 3, 4.10.4.1).
+        self.change_pcid(pcid, keep);
         Ok(())
     }
 

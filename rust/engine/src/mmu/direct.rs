@@ -5,6 +5,7 @@ use trapgate_x86::insn::Seg;
 use trapgate_x86::regs::pf;
 
 use super::access::{Intent, Place};
+use super::kept::{ANYWHERE, Change, NOWHERE};
 use super::walk::{self, Access, Mapping, PageFault, Paging};
 use crate::fault::{Done, Exception};
 use crate::memory::{PAGE, Word};
@@ -17,111 +18,97 @@ const MOST_ROUNDS: u32 = 1000;
 /// First linear address of the half that is the kernel's.
 const UPPER_HALF: u64 = 1 << 63;
 
-/// What is known of the translations of the kernel's half, which all address spaces of a guest have in common: they may
-/// outlive any flush as long as no entry of a page table that they came from has changed.
-///
-/// The tables are the guest's own, but every change of a live one is seen by the monitor.
-#[derive(Debug, Default)]
-pub(crate) struct Kept {
-    /// Entries of page tables (by a hash of their address) that such translations came from.
-    entries: Marks,
-    /// One of them has changed since.
-    stale: bool,
-    /// By host page: the linear page under which it may be written, see [`Kept::writable`].
-    writable: Vec<u64>,
-}
-
-/// In [`Kept::writable`]: no linear page, and more than one.
-const NOWHERE: u64 = 0;
-const ANYWHERE: u64 = u64::MAX;
-
-#[derive(Debug)]
-struct Marks(Box<[u64; MARKS / 64]>);
-
-const MARKS: usize = 1 << 14;
-
-impl Default for Marks {
-    fn default() -> Self {
-        Marks(Box::new([0; MARKS / 64]))
-    }
-}
-
-impl Kept {
-    fn place(gpa: u64) -> (usize, u64) {
-        let hash = (gpa / 8).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (64 - MARKS.trailing_zeros());
-        ((hash / 64) as usize, 1 << (hash % 64))
-    }
-
-    fn note(&mut self, gpa: u64) {
-        let (word, bit) = Self::place(gpa);
-        self.entries.0[word] |= bit;
-    }
-
-    /// Everything was dropped.
-    pub fn clear(&mut self) {
-        self.entries.0.fill(0);
-        self.stale = false;
-    }
-
-    /// The TLB allows writes to a host page, of which there are `pages`, under a linear address.
-    pub fn note_writable(&mut self, host: u64, linear: u64, pages: usize) {
-        if self.writable.is_empty() {
-            self.writable = vec![NOWHERE; pages];
-        }
-        if let Some(place) = self.writable.get_mut((host / PAGE) as usize) {
-            let page = linear & !(PAGE - 1) | 1;
-            *place = if *place == NOWHERE || *place == page { page } else { ANYWHERE };
-        }
-    }
-
-    /// Under which linear page a host page may be written, as far as is known; it no longer is.
-    fn take_writable(&mut self, host: u64) -> u64 {
-        self.writable
-            .get_mut((host / PAGE) as usize)
-            .map_or(NOWHERE, |place| std::mem::replace(place, NOWHERE))
-    }
-}
-
 impl Vcpu {
     /// An entry of a live page table of a para-virtual guest, at this guest-physical address, no longer allows what it
-    /// allowed.
+    /// allowed, or a walk is to set its flags again.
     #[inline]
     pub fn table_changed(&mut self, gpa: u64) {
-        let (word, bit) = Kept::place(gpa);
-        if self.kept.entries.0[word] & bit != 0 {
-            self.kept.stale = true;
+        self.entry_changed(gpa, true);
+    }
+
+    fn entry_changed(&mut self, gpa: u64, global: bool) {
+        if let Some(page) = self.memory.page(gpa) {
+            self.kept.changed(page.offset + gpa % PAGE, global);
         }
     }
 
     /// An entry of a live page table has lost the right to write to a host page, and nothing else. A kernel makes a page
     /// read-only before it becomes a page table: that right is taken at once, and nothing is left for a flush to do.
     pub fn table_protected(&mut self, gpa: u64, host: u64) {
-        match self.kept.writable.get((host / PAGE) as usize).copied().unwrap_or(NOWHERE) {
+        match self.kept.writable(host) {
             NOWHERE => {}
-            ANYWHERE => self.table_changed(gpa),
+            ANYWHERE => self.entry_changed(gpa, true),
             page if page >= UPPER_HALF => self.protect_host(host),
-            // The lower half goes with every flush.
-            _ => {}
+            // Nobody can write to it by the kernel's half.
+            _ => self.entry_changed(gpa, false),
         }
     }
 
-    /// A para-virtual guest has another root of page tables, whose upper half is that of the old one if `same_upper_half`.
-    pub fn root_changed(&mut self, same_upper_half: bool) {
-        if same_upper_half {
-            self.flush_guest();
-        } else {
-            self.flush_tlb();
+    /// A para-virtual guest has another root of page tables for its kernel, whose upper half is that of the old one if
+    /// `same_upper_half`. That is a flush.
+    pub fn root_changed(&mut self, root: u64, same_upper_half: bool) {
+        if !same_upper_half {
+            self.upper_half_changed();
+        }
+        self.flush_guest();
+        self.change_root(false, root);
+    }
+
+    /// It has another one for its user code: only user mode walks it.
+    pub fn user_root_changed(&mut self, root: u64) {
+        self.change_root(true, root);
+    }
+
+    /// An entry of a root for the upper half has changed, by which translations of all roots may have come.
+    pub fn upper_half_changed(&mut self) {
+        self.flush_tlb();
+        self.end_block();
+    }
+
+    /// A root is a page table no more.
+    pub fn root_gone(&mut self, root: u64) {
+        self.kept.forget_root(root);
+    }
+
+    /// Changes the space of a view: what is known of the old one stays for when it comes back.
+    pub(crate) fn change_root(&mut self, user: bool, root: u64) {
+        match self.kept.change_root(user, root) {
+            Change::Nothing => {}
+            Change::Drop => self.tlb.drop_view(user),
+            Change::Switch { from, keep, to, right } => {
+                if keep {
+                    self.tlb.leave(user, from);
+                } else {
+                    self.tlb.drop_view(user);
+                }
+                self.tlb.enter(user, to, right);
+            }
         }
         self.end_block();
     }
 
-    /// Drops every translation of a para-virtual guest that may be wrong: those of the kernel's half are known to be
-    /// right while nothing that they came from has changed.
+    /// Changes both views to the space of a PCID, of which nothing that is not global stays unless `keep`.
+    pub(crate) fn change_pcid(&mut self, pcid: u16, keep: bool) {
+        // No space has this number at first.
+        let number = u64::from(pcid) + 1;
+        if !keep {
+            self.kept.forget_root(number);
+        }
+        for user in [false, true] {
+            self.change_root(user, number);
+        }
+    }
+
+    /// Drops every translation of a para-virtual guest that may be wrong: all others are known to be right while nothing that
+    /// they came from has changed.
     pub fn flush_guest(&mut self) {
         if self.kept.stale {
             self.flush_tlb();
-        } else {
-            self.tlb.flush_local();
+        }
+        for user in [false, true] {
+            if self.kept.take_stale(user) {
+                self.tlb.drop_view(user);
+            }
         }
         self.end_block();
     }
@@ -132,7 +119,10 @@ impl Vcpu {
         match self.kept.take_writable(host) {
             NOWHERE => {}
             ANYWHERE => self.tlb.protect_host(host),
-            page => self.tlb.flush_page(page & !1),
+            page => {
+                self.tlb.flush_page(page & !1);
+                self.tlb.protect_kept(host);
+            }
         }
     }
 
@@ -147,15 +137,22 @@ impl Vcpu {
         if self.windows.range.contains(&linear) {
             return self.place_window(linear, paging, access, system);
         }
+        if access.write
+            && !access.user
+            && let Some(gpa) = self.known_table(linear)
+        {
+            return Ok(Place::Table(gpa));
+        }
         let global = !access.user && linear >= UPPER_HALF;
-        let kept = &mut self.kept;
-        // Which entries a translation that is kept came from is noted, so that a change of one can be seen to matter.
+        let (kept, memory) = (&mut self.kept, &self.memory);
+        // Which entries a translation came from is noted, so that a change of one can be seen to matter.
+        let view = (!global).then_some(access.user);
         let note = |step: walk::Step| {
-            if global {
-                kept.note(step.entry_gpa);
+            if let Some(page) = memory.page(step.entry_gpa) {
+                kept.note(page.offset + step.entry_gpa % PAGE, (memory.len() / PAGE) as usize, view);
             }
         };
-        match walk::translate_by(&self.memory, paging, linear, access, note) {
+        match walk::translate_by(memory, paging, linear, access, note) {
             Ok(mapping) => Ok(self.enter(linear, paging, &Mapping { global, ..mapping }, access.user)),
             Err(fault) => match self.trapped(linear, paging, access, fault) {
                 Some(gpa) => Ok(Place::Table(gpa)),
@@ -207,6 +204,17 @@ impl Vcpu {
                     .map(|found| found.gpa)
             }
         }
+    }
+
+    /// The address of a page table that a store of the kernel's meets where it has been read already: a page that is a table
+    /// now is mapped writable nowhere.
+    fn known_table(&self, linear: u64) -> Option<u64> {
+        let (entry, page) = (self.tlb.entry(linear, false), linear & !(PAGE - 1));
+        if entry.read != page || entry.write == page {
+            return None;
+        }
+        let gpa = self.memory.address_of(entry.host)? + linear % PAGE;
+        self.monitor.as_ref()?.traps(gpa).then_some(gpa)
     }
 
     /// The address of a page table that a store has met, if the monitor makes such stores.

@@ -3,6 +3,7 @@
 pub mod access;
 pub(crate) mod direct;
 pub mod inspect;
+pub(crate) mod kept;
 pub(crate) mod shadow;
 pub mod tlb;
 pub mod walk;

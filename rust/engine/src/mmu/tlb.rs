@@ -3,6 +3,8 @@
 //! A tag is the linear page's address, or [`NONE`]; read, write and fetch have a tag each, so one compare tells both
 //! that the page is cached and that the access is allowed.
 
+use super::kept::SPACES;
+
 /// Tag that no page-aligned address equals.
 const NONE: u64 = u64::MAX;
 const SIZE: usize = 1024;
@@ -17,16 +19,29 @@ pub struct Entry {
     pub host: u64,
     /// The translation is a global one.
     pub global: bool,
-    /// It is on the list of those that may hold something.
-    used: bool,
+    /// It is on the list of those that may hold something of this address space, and of global pages.
+    local_listed: bool,
+    global_listed: bool,
 }
 
-const EMPTY: Entry = Entry { read: NONE, write: NONE, fetch: NONE, host: 0, global: false, used: false };
+const EMPTY: Entry = Entry {
+    read: NONE,
+    write: NONE,
+    fetch: NONE,
+    host: 0,
+    global: false,
+    local_listed: false,
+    global_listed: false,
+};
 
 impl Entry {
     /// Empties it where it stays on the list.
     fn drop_tags(&mut self) {
         (self.read, self.write, self.fetch) = (NONE, NONE, NONE);
+    }
+
+    fn is_empty(&self) -> bool {
+        self.read == NONE && self.fetch == NONE
     }
 }
 
@@ -41,6 +56,12 @@ pub enum Change {
     Page(u64),
     /// The right to write to a host page.
     Protect(u64),
+    /// What is of this address space in a view.
+    View { user: bool },
+    /// The same, which may come back.
+    Leave { user: bool, space: usize },
+    /// It has come back if it is `right`, and otherwise will not.
+    Enter { user: bool, space: usize, right: bool },
 }
 
 /// Changes that are noted before they become one [`Change::All`].
@@ -98,8 +119,12 @@ impl Marks {
 #[derive(Debug)]
 pub struct Tlb {
     entries: Box<[Entry; 2 * SIZE]>,
-    /// Indices of entries that may hold something, so that emptying costs what was filled.
-    used: Vec<u16>,
+    /// Indices of entries that may hold something, so that emptying costs what was filled: of this address space by view, and
+    /// of global pages.
+    local: [Vec<u16>; 2],
+    global: Vec<u16>,
+    /// What was left of address spaces, with its indices.
+    spaces: [Vec<(u16, Entry)>; SPACES],
     /// Which 2 MiB blocks (by a hash) hold entries of large pages, and which 1 GiB blocks.
     large: Marks,
     giant: Marks,
@@ -113,7 +138,9 @@ impl Default for Tlb {
     fn default() -> Self {
         Tlb {
             entries: Box::new([EMPTY; 2 * SIZE]),
-            used: Vec::new(),
+            local: Default::default(),
+            global: Vec::new(),
+            spaces: Default::default(),
             large: Marks::default(),
             giant: Marks::default(),
             epoch: 0,
@@ -141,8 +168,11 @@ impl Tlb {
         let tag = linear & !0xfff;
         let index = Self::index(linear, user);
         let entry = &mut self.entries[index];
-        if !entry.used {
-            self.used.push(index as u16);
+        let old = *entry;
+        if rights.global && !old.global_listed {
+            self.global.push(index as u16);
+        } else if !rights.global && !old.local_listed {
+            self.local[usize::from(user)].push(index as u16);
         }
         let tag_if = |allowed: bool| if allowed { tag } else { NONE };
         *entry = Entry {
@@ -151,7 +181,8 @@ impl Tlb {
             fetch: tag_if(rights.fetch),
             host,
             global: rights.global,
-            used: true,
+            local_listed: old.local_listed || !rights.global,
+            global_listed: old.global_listed || rights.global,
         };
         match page_size {
             0x1000 => {}
@@ -167,17 +198,58 @@ impl Tlb {
 
     /// Drops everything.
     pub fn flush(&mut self) {
-        self.empty(false);
+        self.spaces.iter_mut().for_each(Vec::clear);
+        self.empty(false, false);
+        self.empty(true, false);
+        for index in self.global.drain(..) {
+            self.entries[usize::from(index) & (2 * SIZE - 1)] = EMPTY;
+        }
         self.large.clear();
         self.giant.clear();
         self.changes.clear();
         self.changes.push(Change::All);
     }
 
-    /// Drops everything but global pages. The marks of large pages stay, since global ones may be among them.
+    /// Drops everything but global pages, of all address spaces. The marks of large pages stay, since global ones may be among them.
     pub fn flush_local(&mut self) {
-        self.empty(true);
+        self.spaces.iter_mut().for_each(Vec::clear);
+        self.empty(false, false);
+        self.empty(true, false);
         self.note(Change::Local);
+    }
+
+    /// Drops everything of this address space in a view.
+    pub fn drop_view(&mut self, user: bool) {
+        self.empty(user, false);
+        self.note(Change::View { user });
+    }
+
+    /// The same; it is kept for when the space comes back.
+    pub fn leave(&mut self, user: bool, space: usize) {
+        let kept = self.empty(user, true);
+        self.spaces[space] = kept;
+        self.note(Change::Leave { user, space });
+    }
+
+    /// Another space has come to a view: what was kept of it is taken back if it is `right`.
+    pub fn enter(&mut self, user: bool, space: usize, right: bool) {
+        let kept = std::mem::take(&mut self.spaces[space]);
+        self.note(Change::Enter { user, space, right });
+        for (index, kept) in kept.into_iter().filter(|_| right) {
+            let entry = &mut self.entries[usize::from(index) & (2 * SIZE - 1)];
+            if entry.is_empty() {
+                if !entry.local_listed {
+                    self.local[usize::from(user)].push(index);
+                }
+                *entry = Entry { local_listed: true, global_listed: entry.global_listed, ..kept };
+            }
+        }
+    }
+
+    /// Entries of this address space in a view.
+    pub fn of_view(&self, user: bool) -> impl Iterator<Item = &Entry> {
+        let entry = |index: &u16| &self.entries[usize::from(*index) & (2 * SIZE - 1)];
+        self.local[usize::from(user)].iter().map(entry).filter(|entry| !entry.global)
     }
 
     fn note(&mut self, change: Change) {
@@ -192,18 +264,23 @@ impl Tlb {
         }
     }
 
-    /// Empties all, or what is of this address space only.
-    fn empty(&mut self, keep_global: bool) {
-        let entries = &mut self.entries;
-        self.used.retain(|&index| {
+    /// Empties a view of what is of this address space, and gives it if it is to be kept.
+    fn empty(&mut self, user: bool, keep: bool) -> Vec<(u16, Entry)> {
+        let (entries, mut kept) = (&mut self.entries, Vec::new());
+        for index in self.local[usize::from(user)].drain(..) {
             let entry = &mut entries[usize::from(index) & (2 * SIZE - 1)];
-            let kept = keep_global && entry.global;
-            if !kept {
-                *entry = EMPTY;
+            // A global page may stand there by now.
+            if entry.global {
+                entry.local_listed = false;
+                continue;
             }
-            kept
-        });
+            if keep && !entry.is_empty() {
+                kept.push((index, *entry));
+            }
+            *entry = Entry { global_listed: entry.global_listed, ..EMPTY };
+        }
         self.epoch += 1;
+        kept
     }
 
     /// Drops one linear page in both views; all of it where it may be part of a large page (SDM vol. 3, 4.10.4.1).
@@ -237,6 +314,14 @@ impl Tlb {
     pub fn protect_host(&mut self, host: u64) {
         self.note(Change::Protect(host));
         for entry in self.entries.iter_mut().filter(|e| e.host == host) {
+            entry.write = NONE;
+        }
+        self.protect_kept(host);
+    }
+
+    /// The same for what is kept of other address spaces.
+    pub fn protect_kept(&mut self, host: u64) {
+        for (_, entry) in self.spaces.iter_mut().flatten().filter(|(_, entry)| entry.host == host) {
             entry.write = NONE;
         }
     }

@@ -20,7 +20,7 @@ use crate::exit::Exit;
 use crate::fault::Exception;
 use crate::hooks::{HookEvent, HookId, HookKind, Hooks};
 use crate::memory::GuestMemory;
-use crate::mmu::direct::Kept;
+use crate::mmu::kept::Kept;
 use crate::mmu::shadow::Shadow as ShadowTables;
 use crate::mmu::tlb::Tlb;
 use crate::monitor::{Monitor, Windows};

@@ -201,9 +201,10 @@ pub fn enter(translator: &mut Translator, cpu: &mut Vcpu, thunks: &Thunks, targe
     let mut session = Session { cpu, translator };
     // SAFETY: `context` is the block that the code addresses off RSP, and the thunk is code for exactly this call. Everything
     // the code reaches it reaches through the context: its own block, and guest RAM by entries of the TLB, which hold only
-    // pages of this machine's memory with the right to the access. `session` and the vCPU outlive the call, and between here
-    // and its return its pointers are the only way to the two values; the helper uses them one call at a time, and the
-    // thunks read and write the vCPU's first sixteen registers before and after all else.
+    // pages of this machine's memory with the right to the access; of a para-virtual guest also two bytes of guest RAM and
+    // an atomic word, which the monitor has given an address of, and which live as long as it does, inside the vCPU.
+    // `session` and the vCPU outlive the call, and between here and its return its pointers are the only way to the two
+    // values; the helper uses them one call at a time, and the thunks read and write the vCPU's first sixteen registers before and after all else.
     unsafe {
         (*context).session = &raw mut session as u64;
         (*context).registers = registers;

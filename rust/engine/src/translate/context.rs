@@ -97,8 +97,16 @@ pub struct Context {
     /// SYSCALL and SYSRET that were done since the vCPU was told.
     pub called: u64,
     pub returned: u64,
+    /// Of a para-virtual guest: the host address of the byte that says whether an event is pending, behind which is the one
+    /// that masks them.
+    pub events: u64,
+    /// Linear address of the frame by which SYSCALL enters the kernel.
+    pub call_frame: u64,
+    /// Host address of what is zero while the iret hypercall may be done here, or zero.
+    pub iret_row: u64,
     /// Not zero while programs may read the time-stamp counter.
     pub open_clock: u64,
+    pub tsc_aux: u64,
     /// Not zero while the bases of FS and GS may be read and written.
     pub base_access: u64,
 

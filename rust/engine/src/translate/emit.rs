@@ -56,8 +56,10 @@ pub struct Emitter<'a> {
     pub exits: &'a mut Exits,
     /// Code that is rarely run, to be put behind the unit.
     pub cold: Vec<Cold>,
-    /// CPL 3.
+    /// The second view of the TLB: CPL 3, or user mode of a para-virtual guest.
     pub user: bool,
+    /// The guest is para-virtual.
+    pub para: bool,
     /// Offset of the page in the host mapping.
     pub page: u64,
     /// The next page, if the unit is one instruction that goes on there.

@@ -121,7 +121,11 @@ impl Flow<'_> {
                 true
             }
             Plan::Syscall => {
-                self.syscall(f);
+                match (self.emitter.para, self.emitter.user) {
+                    (false, _) => self.syscall(f),
+                    (true, true) => self.enter_kernel(f),
+                    (true, false) => self.hypercall(f),
+                }
                 false
             }
             Plan::Sysret => {

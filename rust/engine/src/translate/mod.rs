@@ -2,8 +2,9 @@
 //! transfers of control linked, and runs there. What it has no form for the interpreter runs, one instruction at a time.
 //!
 //! `path` finds the instructions of a unit, `unit` and `flow` make it, `access` and `loops` find out which checks it can do
-//! without, `plan` says what becomes of each instruction; `emit`, `memory`, `stack`, `special`, `strings`, `modes` and `asm` make
-//! the code; `vectors` and `vex` list what of vector code is copied, `upper` sees to upper halves. `context` is what that code works on, `exits` and
+//! without, `plan` says what becomes of each instruction; `emit`, `memory`, `stack`, `special`, `strings`, `modes`, `para` and `asm`
+//! make the code; `vectors`, `vex` and `x87` list what is copied, `upper` and `fpu` see to what else of the host's registers is lent.
+//! `context` is what that code works on, `exits` and
 //! `thunks` how it leaves; `passage` goes into it and sees to what it left for. `pages` knows which code stands where and
 //! whether it is still good, `tlb` keeps the translations that code may use; `cache` holds the code and enters it. `explain`
 //! makes units to be looked at.
@@ -22,6 +23,7 @@ mod memory;
 mod modes;
 mod names;
 mod pages;
+mod para;
 mod passage;
 mod path;
 mod plan;
@@ -69,6 +71,8 @@ pub struct Translator {
     nowhere: u64,
     /// Privilege view and page tables' state that the context was last used with.
     user: bool,
+    /// Of a para-virtual guest: what its two modes are.
+    modes: Option<para::Modes>,
     hooks: u32,
     /// A unit has needed upper halves of YMM registers.
     upper_wanted: bool,
@@ -114,6 +118,7 @@ impl Translator {
             filled: Filled::default(),
             nowhere: 1 << 62 | secret & 0x0fff_ffff_ffff_f000,
             user: false,
+            modes: None,
             hooks: 0,
             upper_wanted: false,
             idle: 0,

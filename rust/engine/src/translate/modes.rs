@@ -7,6 +7,7 @@
 //! need no look: with them no translated code runs.
 
 use trapgate_x86::insn::{Operand, Seg};
+use trapgate_x86::op::Op;
 use trapgate_x86::regs::{cr4, rflags};
 
 use super::Translator;
@@ -20,15 +21,15 @@ use crate::mmu::access::canonical;
 use crate::state::{Vcpu, flags::ARITHMETIC};
 
 /// What [`Context::loaded`] says.
-const BY_SYSCALL: u32 = 1;
-const BY_SYSRET: u32 = 2;
+pub(super) const BY_SYSCALL: u32 = 1;
+pub(super) const BY_SYSRET: u32 = 2;
 
 /// Opcode extensions of the 81 and C1 groups.
-const OR: u8 = 1;
-const AND: u8 = 4;
-const SHL: u8 = 4;
+pub(super) const OR: u8 = 1;
+pub(super) const AND: u8 = 4;
+pub(super) const SHL: u8 = 4;
 const SHR: u8 = 5;
-const SAR: u8 = 7;
+pub(super) const SAR: u8 = 7;
 
 /// Bits of RFLAGS that stand in `other_flags`.
 const OTHER: u64 = rflags::ALL & !(ARITHMETIC | rflags::IF | rflags::RF | rflags::VM) | rflags::FIXED;
@@ -39,7 +40,7 @@ fn selector(seg: Seg) -> Address {
 }
 
 /// The place of one of the selectors that system calls load.
-fn loaded_selector(n: usize) -> Address {
+pub(super) fn loaded_selector(n: usize) -> Address {
     at_offset(std::mem::offset_of!(Context, call_selectors) + 8 * n)
 }
 
@@ -92,9 +93,9 @@ impl Flow<'_> {
         self.change_view(f, BY_SYSRET, field!(target));
     }
 
-    /// RDTSC: a helper knows the time. It ends the unit, since the vector registers do not outlast it.
+    /// RDTSC and RDTSCP: a helper knows the time. It ends the unit, since the vector registers do not outlast it.
     pub fn read_clock(&mut self, f: &Fetched<'_>) {
-        if self.emitter.user {
+        if self.emitter.user || self.emitter.para {
             self.emitter.asm.load(RCX, field!(open_clock));
             self.emitter.leave_if_zero(f);
         }
@@ -105,17 +106,21 @@ impl Flow<'_> {
         asm.place_of(R11, back);
         asm.jmp(self.thunks.clock);
         debug_assert_eq!(back, asm.here());
+        if f.insn.op == Op::Rdtscp {
+            // The guest's RCX.
+            asm.load(R8, field!(tsc_aux));
+        }
         self.leave_to(f.next(), f.done + 1);
     }
 
     /// Leaves the instruction to the interpreter, with the flags put back, unless a condition holds.
-    fn restore_unless(&mut self, condition: u8, exit: u32) {
+    pub(super) fn restore_unless(&mut self, condition: u8, exit: u32) {
         let jump = self.emitter.asm.jcc_later(condition ^ 1);
         self.emitter.cold.push(Cold::Restore { jump, exit });
     }
 
     /// Goes on in the other privilege view, at the address in a place.
-    fn change_view(&mut self, f: &Fetched<'_>, how: u32, target: Address) {
+    pub(super) fn change_view(&mut self, f: &Fetched<'_>, how: u32, target: Address) {
         let user = how == BY_SYSRET;
         let asm = &mut *self.emitter.asm;
         asm.store_constant32(field!(loaded), how);
@@ -143,7 +148,7 @@ impl Flow<'_> {
 
 impl Emitter<'_> {
     /// An instruction of the groups 81 and C1 with an immediate. Changes flags.
-    fn immediate(&mut self, opcode: u8, extension: u8, wide: bool, reg: u8, value: i32) {
+    pub(super) fn immediate(&mut self, opcode: u8, extension: u8, wide: bool, reg: u8, value: i32) {
         let plain = Encoding::new(Escape::None, opcode, wide, extension, Rm::Reg(reg));
         let (long, short) = (value.to_le_bytes(), [value as u8]);
         let imm: &[u8] = if opcode == 0xc1 { &short } else { &long };
@@ -158,7 +163,7 @@ impl Emitter<'_> {
     }
 
     /// RFLAGS as the guest's SYSCALL sees it, in RCX. Uses R10, changes flags.
-    fn whole_flags(&mut self) {
+    pub(super) fn whole_flags(&mut self) {
         self.asm.bytes(&[0x9c, 0x59]); // pushfq; pop rcx
         self.immediate(0x81, AND, false, RCX, ARITHMETIC as i32);
         self.asm.emit(&Encoding::new(Escape::None, 0x0b, true, RCX, Rm::Mem(field!(other_flags))));
@@ -168,7 +173,7 @@ impl Emitter<'_> {
     }
 
     /// Makes RCX the guest's RFLAGS: those in the context, and the arithmetic ones. Uses R10.
-    fn set_flags(&mut self) {
+    pub(super) fn set_flags(&mut self) {
         self.asm.mov32(R10, RCX);
         self.immediate(0x81, AND, false, R10, OTHER as i32);
         self.asm.store(field!(other_flags), R10);
@@ -231,13 +236,17 @@ impl Translator {
     /// Tells the context what changes of privilege need.
     pub(super) fn prepare_calls(&mut self, cpu: &Vcpu) {
         let context = self.context.get_mut();
+        context.open_clock = u64::from(cpu.cr4 & cr4::TSD == 0);
+        context.tsc_aux = cpu.tsc_aux & 0xffff_ffff;
+        context.base_access = u64::from(cpu.cr4 & cr4::FSGSBASE != 0);
+        if cpu.is_para() {
+            return self.prepare_gates(cpu);
+        }
         // A change of AC may be one of what may be read: the interpreter sees to it.
         let usual = cpu.native_system_calls() && canonical(cpu.lstar) && !cpu.flags.is_set(rflags::AC);
         context.system_calls = u64::from(usual);
         (context.call_target, context.call_mask) = (cpu.lstar, !cpu.fmask);
         context.call_selectors = cpu.call_selectors().map(u64::from);
-        context.open_clock = u64::from(cpu.cr4 & cr4::TSD == 0);
-        context.base_access = u64::from(cpu.cr4 & cr4::FSGSBASE != 0);
     }
 
     /// Lets the vCPU take over the privilege that translated code has changed to.
@@ -248,13 +257,20 @@ impl Translator {
             return;
         }
         let (called, returned) = (std::mem::take(&mut context.called), std::mem::take(&mut context.returned));
+        let user = how == BY_SYSRET;
         cpu.departures.system_calls += called;
-        cpu.departures.returns += returned;
+        if !cpu.is_para() {
+            cpu.departures.returns += returned;
+        }
         self.stats.in_place += called + returned;
         cpu.flags.remove(!0);
         cpu.flags.insert(context.other_flags & !rflags::FIXED);
         cpu.flags.insert(if context.interrupts != 0 { rflags::IF } else { 0 });
-        cpu.load_call_segments(how == BY_SYSRET);
+        if cpu.is_para() {
+            self.take_gate(cpu, user, returned);
+        } else {
+            cpu.load_call_segments(user);
+        }
         self.user = cpu.user_view;
     }
 }

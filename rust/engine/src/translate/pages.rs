@@ -160,7 +160,7 @@ impl Translator {
             let pairs = super::context::at_offset(std::mem::offset_of!(super::context::Context, pairs)).disp;
             self.cache.write(guard, &(pairs + i32::from(found.pair)).to_le_bytes());
             let global = self.is_global(cpu, rip);
-            self.set_pair(found.pair, rip & !(PAGE - 1), global);
+            self.set_pair(found.pair, rip & !(PAGE - 1), global, cpu.user_view);
         }
         self.cache.aim(field, found.entry);
         Some(found.entry)
@@ -245,7 +245,7 @@ impl Translator {
             from: key.linear,
             page: key.host,
             user: key.user,
-            privileged: !key.user && !cpu.is_para(),
+            para: cpu.is_para(),
             features: cpu.features(),
             longest,
             alone: alone || !self.options.elide,
@@ -319,7 +319,7 @@ impl Translator {
             let code = second.bytes[..usize::from(made.more)].into();
             self.pages.all[next as usize].add_tail(Tail { page, offset, code });
         }
-        self.set_pair(second.pair, linear, self.is_global(cpu, linear));
+        self.set_pair(second.pair, linear, self.is_global(cpu, linear), cpu.user_view);
         Some(made)
     }
 
@@ -388,7 +388,7 @@ impl Translator {
             if same {
                 // Until translations change the unit need not ask.
                 let linear = cpu.rip.wrapping_add(inside as u64);
-                self.set_pair(second.pair, linear, self.is_global(cpu, linear));
+                self.set_pair(second.pair, linear, self.is_global(cpu, linear), cpu.user_view);
                 return true;
             }
         }

@@ -49,7 +49,7 @@ impl<'a> Path<'a> {
 
     /// Adds an instruction; whether the path goes on behind it.
     fn add(&mut self, source: &Source<'a>, f: Fetched<'a>) -> bool {
-        let mut plan = plan::plan(&f.insn, !source.privileged);
+        let mut plan = plan::plan(&f.insn, source.user || source.para);
         let relative = f.insn.operands[0] == Operand::Rel;
         let target = f.next().wrapping_add(f.insn.imm);
         if relative && !canonical(target) {
@@ -120,7 +120,7 @@ mod tests {
             code,
             page: 0,
             user: false,
-            privileged: true,
+            para: false,
             features: Features::all(),
             longest: 16,
             alone: false,

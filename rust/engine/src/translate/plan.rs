@@ -32,7 +32,7 @@ pub enum Plan {
     Syscall,
     /// SYSRET to 64-bit code at CPL 0.
     Sysret,
-    /// RDTSC.
+    /// RDTSC and RDTSCP.
     ReadClock,
     /// RDFSBASE and RDGSBASE, WRFSBASE and WRGSBASE.
     ReadBase(Seg),
@@ -108,7 +108,7 @@ pub fn plan(insn: &Insn, user: bool) -> Plan {
         Op::Swapgs if !user => Plan::Swapgs,
         Op::Syscall if user => Plan::Syscall,
         Op::Sysret if !user && insn.opsize == 8 => Plan::Sysret,
-        Op::Rdtsc => Plan::ReadClock,
+        Op::Rdtsc | Op::Rdtscp => Plan::ReadClock,
         Op::Rdfsbase => Plan::ReadBase(Seg::Fs),
         Op::Rdgsbase => Plan::ReadBase(Seg::Gs),
         Op::Wrfsbase => Plan::WriteBase(Seg::Fs),

@@ -6,7 +6,7 @@
 
 use trapgate_x86::op::Op;
 
-use super::asm::{R8, R10, R11, RCX, RDI, RSI, RSP, indexed};
+use super::asm::{R8, R10, R11, RCX, RDI, RSI, RSP, at, indexed};
 use super::context::field;
 use super::emit::{Emitter, Fetched};
 use super::exits::Access;
@@ -16,10 +16,11 @@ impl Emitter<'_> {
     pub(super) fn repeat(&mut self, f: &Fetched<'_>) {
         let moves = f.insn.op == Op::Movs;
         self.leave_if_set(f, field!(direction));
-        // The guest's RCX: not zero, and no more than fits a page.
+        // The guest's RCX: not zero, and no more than bytes fit a page.
         self.asm.mov(RCX, R8);
         self.leave_if_zero(f);
-        self.asm.shrx(RCX, R8, RSP);
+        self.asm.lea(RCX, at(R8, -1));
+        self.asm.shrx(RCX, RCX, RSP);
         self.leave_unless_zero(f);
         if moves {
             self.whole_range(f, RSI, false);

@@ -34,8 +34,8 @@ pub struct Source<'a> {
     pub page: u64,
     /// The second view of the TLB.
     pub user: bool,
-    /// CPL 0: a para-virtual kernel has the first view, but not that.
-    pub privileged: bool,
+    /// The guest is para-virtual: its kernel has the first view, but not CPL 0.
+    pub para: bool,
     pub features: Features,
     /// Instructions at most.
     pub longest: u32,
@@ -89,6 +89,7 @@ pub fn translate(asm: &mut Asm, exits: &mut Exits, thunks: &Thunks, source: &Sou
         exits,
         cold: Vec::new(),
         user: source.user,
+        para: source.para,
         page: source.page,
         second: None,
         step: None,
@@ -142,6 +143,7 @@ pub fn across(
         exits,
         cold: Vec::new(),
         user: source.user,
+        para: source.para,
         page: source.page,
         second: Some(second),
         step: None,

@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use trapgate_engine::exit::Exit;
 use trapgate_engine::fault::{Exception, Kind};
-use trapgate_engine::monitor::{Handled, Monitor, Stored, TableStore};
+use trapgate_engine::monitor::{Gates, Handled, Mode, Monitor, Stored, TableStore, flat_segments};
 use trapgate_engine::state::{Segment, Vcpu};
 use trapgate_x86::exception::Vector;
 use trapgate_x86::model::{Cpuid, Model};
@@ -24,7 +24,7 @@ use trapgate_x86::regs::{cr0, cr4, dr6, dr7, efer, rflags};
 use crate::domain::Domain;
 use crate::hypercall;
 use crate::paging::{Mfn, TlbControl};
-use crate::public::{FLAT_CS64, FLAT_SS, GDT_WINDOW, Shutdown, shared};
+use crate::public::{FLAT_CS64, FLAT_SS, GDT_WINDOW, HYPERVISOR_END, HYPERVISOR_START, Shutdown, shared};
 
 pub use cpuid::model;
 
@@ -99,8 +99,17 @@ impl TlbControl for CpuTlb<'_> {
     fn flush_all(&mut self) {
         self.0.flush_guest();
     }
-    fn root_changed(&mut self, same_upper_half: bool) {
-        self.0.root_changed(same_upper_half);
+    fn root_changed(&mut self, root: Mfn, same_upper_half: bool) {
+        self.0.root_changed(root.maddr(), same_upper_half);
+    }
+    fn user_root_changed(&mut self, root: Option<Mfn>) {
+        self.0.user_root_changed(root.map_or(0, Mfn::maddr));
+    }
+    fn upper_half_changed(&mut self) {
+        self.0.upper_half_changed();
+    }
+    fn root_gone(&mut self, root: Mfn) {
+        self.0.root_gone(root.maddr());
     }
     fn table_changed(&mut self, maddr: u64) {
         self.0.table_changed(maddr);
@@ -257,6 +266,28 @@ impl Monitor for PvCpu {
 
     fn hypercall(&mut self, cpu: &mut Vcpu, number: u32, args: [u64; 5]) -> Result<Option<u64>, Exit> {
         hypercall::make(self, cpu, number, args)
+    }
+
+    fn gates(&self) -> Option<Gates<'_>> {
+        let (entry, stack) = (self.callbacks.syscall, self.kernel_sp);
+        let inside = (HYPERVISOR_START..=HYPERVISOR_END).contains(&stack);
+        if !entry.masks_events || inside || self.user_root == 0 {
+            return None;
+        }
+        let flat = flat_segments(FLAT_CS64, FLAT_SS);
+        let (cs, ss) = self.known_return.filter(|(code, _)| code.long()).unwrap_or(flat);
+        Some(Gates {
+            events: self.domain.vcpu_info(),
+            entry: entry.address,
+            stack,
+            returns: self.domain.hypercalls.disposition_of_iret()?,
+            kernel: Mode { root: self.kernel_root, cs: flat.0, ss: flat.1 },
+            user: Mode { root: self.user_root, cs, ss },
+        })
+    }
+
+    fn note_returns(&mut self, calls: u64) {
+        self.domain.hypercalls.note_returns(calls);
     }
 
     fn cpuid(&self, cpu: &Vcpu, leaf: u32, subleaf: u32) -> Cpuid {

@@ -109,6 +109,9 @@ impl Disposition {
     }
 }
 
+/// Number of iret.
+const IRET: usize = 23;
+
 /// One call in so many is timed: reading the clock takes longer than a short call.
 const SAMPLE: u64 = 32;
 
@@ -119,6 +122,8 @@ pub struct Row {
     pub name: Name,
     disposition: AtomicU64,
     calls: AtomicU64,
+    /// Those that came to no handler, since translated code did what they are for.
+    in_place: AtomicU64,
     /// Nanoseconds of the calls that were timed, and how many these were.
     timed: AtomicU64,
     samples: AtomicU64,
@@ -146,7 +151,7 @@ impl Row {
         // Only one thread makes calls of a domain: a plain load and store would be enough, and cost the same.
         let calls = self.calls.load(Ordering::Relaxed).wrapping_add(1);
         self.calls.store(calls, Ordering::Relaxed);
-        (calls % SAMPLE == 1).then(Instant::now)
+        (calls.wrapping_sub(self.in_place.load(Ordering::Relaxed)) % SAMPLE == 1).then(Instant::now)
     }
 
     pub(super) fn end(&self, begun: Option<Instant>) {
@@ -159,7 +164,8 @@ impl Row {
     pub fn counters(&self) -> Counters {
         let calls = self.calls.load(Ordering::Relaxed);
         let (timed, samples) = (self.timed.load(Ordering::Relaxed), self.samples.load(Ordering::Relaxed));
-        let nanoseconds = (u128::from(timed) * u128::from(calls) / u128::from(samples.max(1))) as u64;
+        let handled = calls.saturating_sub(self.in_place.load(Ordering::Relaxed));
+        let nanoseconds = (u128::from(timed) * u128::from(handled) / u128::from(samples.max(1))) as u64;
         Counters { calls, nanoseconds }
     }
 }
@@ -183,6 +189,7 @@ impl Default for Table {
                 name,
                 disposition: AtomicU64::new(first.pack()),
                 calls: AtomicU64::new(0),
+                in_place: AtomicU64::new(0),
                 timed: AtomicU64::new(0),
                 samples: AtomicU64::new(0),
             });
@@ -214,6 +221,18 @@ impl Table {
     /// Calls with numbers that nothing has.
     pub fn unknown(&self) -> u64 {
         self.unknown.load(Ordering::Relaxed)
+    }
+
+    /// What becomes of iret now, as a number that is zero while it is native.
+    pub(crate) fn disposition_of_iret(&self) -> Option<&AtomicU64> {
+        self.rows[IRET].as_ref().map(|row| &row.disposition)
+    }
+
+    /// Translated code has made so many calls of iret.
+    pub(crate) fn note_returns(&self, calls: u64) {
+        for counter in self.rows[IRET].iter().flat_map(|row| [&row.calls, &row.in_place]) {
+            counter.store(counter.load(Ordering::Relaxed).wrapping_add(calls), Ordering::Relaxed);
+        }
     }
 
     /// Stores to live page tables that were carried out for the guest.

@@ -82,6 +82,12 @@ impl Entry {
                 || new.0 & !self.0 & NO_EXECUTE != 0)
     }
 
+    /// Whether a present entry becomes `new` with flags cleared that a walk is to set again.
+    #[inline(always)]
+    pub fn unmarked_by(self, new: Entry) -> bool {
+        self.present() && self.0 & !new.0 & (ACCESSED | DIRTY) != 0
+    }
+
     /// Whether all that the entry loses with `new` is the right to write.
     #[inline(always)]
     pub fn only_protected_by(self, new: Entry) -> bool {

@@ -36,7 +36,7 @@ use crate::Errno;
 use balloon::Pool;
 use frame::FrameTable;
 use holds::Hold;
-use roots::Roots;
+use roots::{Alike, Roots};
 
 /// What the TLBs of the domain's vCPUs must forget.
 ///
@@ -49,12 +49,25 @@ pub trait TlbControl {
     /// A vCPU has another root of page tables; `same_upper_half`: its entries for the upper half of linear memory are
     /// those of the old one. What came from the lower half must go, and from the upper half too unless it is the same
     /// and no entry that it came from was reported by [`TlbControl::table_changed`] meanwhile.
-    fn root_changed(&mut self, same_upper_half: bool) {
-        let _ = same_upper_half;
+    fn root_changed(&mut self, root: Mfn, same_upper_half: bool) {
+        let _ = (root, same_upper_half);
         self.flush_all();
     }
-    /// An entry of a live L1 at this machine address no longer allows what it allowed. The guest flushes for itself, or by
-    /// its next change of roots.
+    /// A vCPU has another root for user mode, by which alone user mode translates.
+    fn user_root_changed(&mut self, root: Option<Mfn>) {
+        let _ = root;
+        self.flush_all();
+    }
+    /// Drop what came from the upper half by whichever root: an entry of one has changed.
+    fn upper_half_changed(&mut self) {
+        self.flush_all();
+    }
+    /// A frame is a root no more, and what came from it is never right again.
+    fn root_gone(&mut self, root: Mfn) {
+        let _ = root;
+    }
+    /// An entry of a live table at this machine address no longer allows what it allowed, or has lost flags that a walk sets
+    /// again. The guest flushes for itself, or by its next change of roots.
     fn table_changed(&mut self, maddr: u64) {
         let _ = maddr;
     }
@@ -98,6 +111,7 @@ pub struct DirectPaging {
     /// Host offset of the array M2P.
     m2p: u64,
     vcpus: Vec<Roots>,
+    alike: Alike,
     holds: HashMap<usize, Hold>,
     pool: Pool,
 }
@@ -140,6 +154,7 @@ impl DirectPaging {
             memory,
             m2p: array,
             vcpus: vec![Roots::default()],
+            alike: Alike::default(),
             holds: HashMap::new(),
             pool: Pool::new(frames, owned),
         };

@@ -1,6 +1,6 @@
 //! Pins and page-table roots: what keeps whole trees of tables typed.
 
-use super::entry::{ENTRIES, Entry, RESERVED_L4};
+use super::entry::{ACCESSED, DIRTY, ENTRIES, RESERVED_L4};
 use super::{DirectPaging, FrameType, Mfn, TlbControl};
 use crate::Errno;
 
@@ -10,6 +10,37 @@ pub(super) struct Roots {
     pub kernel: Option<usize>,
     pub user: Option<usize>,
     pub gdt: Vec<Mfn>,
+}
+
+/// Live roots of which it is known that their entries for the upper half of linear memory are alike: switches of processes
+/// need not compare them again.
+#[derive(Debug, Default)]
+pub(super) struct Alike(Vec<usize>);
+
+/// More are not remembered.
+const MOST_ALIKE: usize = 64;
+
+impl Alike {
+    fn has(&self, one: usize, other: usize) -> bool {
+        self.0.contains(&one) && self.0.contains(&other)
+    }
+
+    fn note(&mut self, one: usize, other: usize) {
+        if !self.0.contains(&one) || self.0.len() >= MOST_ALIKE {
+            self.0 = vec![one];
+        }
+        self.0.push(other);
+    }
+
+    /// A root is none any more.
+    pub fn forget(&mut self, root: usize) {
+        self.0.retain(|known| *known != root);
+    }
+
+    /// An entry of a root has changed.
+    pub fn clear(&mut self) {
+        self.0.clear();
+    }
 }
 
 impl DirectPaging {
@@ -48,8 +79,8 @@ impl DirectPaging {
         let new = self.frames.slot(mfn.0).ok_or(Errno::Inval)?;
         self.get_frame_and_type(tlb, new, FrameType::L4)?;
         self.vcpus[vcpu].kernel = Some(new);
-        let same = old.is_some_and(|old| old == new || self.same_upper_half(old, new));
-        tlb.root_changed(same);
+        let same = old.is_some_and(|old| old == new || self.alike(old, new));
+        tlb.root_changed(mfn, same);
         if let Some(old) = old {
             self.put_frame_and_type(tlb, old);
         }
@@ -70,23 +101,30 @@ impl DirectPaging {
             self.get_frame_and_type(tlb, new, FrameType::L4)?;
         }
         self.vcpus[vcpu].user = new;
+        tlb.user_root_changed(new.map(|new| self.frames.mfn(new)));
         if let Some(old) = old {
-            // Only user mode walks this root, and what it has cached of the upper half is no more than what it has of
-            // the lower.
-            tlb.root_changed(true);
             self.put_frame_and_type(tlb, old);
         }
         Ok(())
     }
 
-    /// Whether two roots have the same tables for the upper half of linear memory, what is the monitor's left out.
+    /// Whether two live roots have the same entries for the upper half of linear memory.
+    fn alike(&mut self, one: usize, other: usize) -> bool {
+        let known = self.alike.has(one, other);
+        if !known && self.same_upper_half(one, other) {
+            self.alike.note(one, other);
+            return true;
+        }
+        known
+    }
+
+    /// The same, by looking. What is the monitor's is left out, and what walks set.
     fn same_upper_half(&self, one: usize, other: usize) -> bool {
         const UPPER: std::ops::Range<u64> = ENTRIES / 2..ENTRIES;
         let (one, other) = (self.frames.host(one), self.frames.host(other));
         UPPER.filter(|index| !RESERVED_L4.contains(index)).all(|index| {
-            let entry = |table: u64| Entry(self.memory.load(table + index * 8));
-            let (a, b) = (entry(one), entry(other));
-            a == b || a.same_table(b) && !a.outdated_by(b)
+            let entry = |table: u64| self.memory.load::<u64>(table + index * 8);
+            (entry(one) ^ entry(other)) & !(ACCESSED | DIRTY) == 0
         })
     }
 

@@ -134,11 +134,13 @@ impl DirectPaging {
     /// page table loses the right at once, so that nothing is left for a flush to do.
     #[inline]
     fn tell_of_l1(&self, tlb: &mut dyn TlbControl, host: u64, old: Entry, new: Entry) {
-        if !old.outdated_by(new) {
+        let unmarked = old.unmarked_by(new);
+        if !old.outdated_by(new) && !unmarked {
             return;
         }
         let Some(maddr) = self.memory.address_of(host) else { return };
         if old.only_protected_by(new)
+            && !unmarked
             && let Some(slot) = self.frames.slot(old.mfn())
         {
             tlb.table_protected(maddr, self.frames.host(slot));
@@ -169,15 +171,20 @@ impl DirectPaging {
                 }
             }
             if self.memory.compare_exchange(host, old.0, new.0).is_ok() {
+                let upper = level == 4 && host % PAGE / 8 >= ENTRIES / 2;
+                if upper {
+                    self.alike.clear();
+                }
                 if old.outdated_by(new) {
                     // Translations of the upper half may have come by the same entry of another root.
-                    let upper = level == 4 && host % PAGE / 8 >= ENTRIES / 2;
                     if upper {
-                        tlb.root_changed(false);
+                        tlb.upper_half_changed();
                     } else {
                         self.memory.address_of(host).into_iter().for_each(|maddr| tlb.table_changed(maddr));
                         tlb.flush_all();
                     }
+                } else if old.unmarked_by(new) {
+                    self.memory.address_of(host).into_iter().for_each(|maddr| tlb.table_changed(maddr));
                 }
                 if moves && old.present() {
                     self.drop_above(tlb, old);
