@@ -4,10 +4,9 @@
 //! `path` finds the instructions of a unit, `unit` and `flow` make it, `access` and `loops` find out which checks it can do
 //! without, `plan` says what becomes of each instruction; `emit`, `memory`, `stack`, `special`, `strings`, `modes`, `para` and `asm`
 //! make the code; `vectors`, `vex` and `x87` list what is copied, `upper` and `fpu` see to what else of the host's registers is lent.
-//! `context` is what that code works on, `exits` and
-//! `thunks` how it leaves; `passage` goes into it and sees to what it left for. `pages` knows which code stands where and
-//! whether it is still good, `tlb` keeps the translations that code may use; `cache` holds the code and enters it. `explain`
-//! makes units to be looked at.
+//! `context` is what that code works on, `exits` and `thunks` how it leaves; `passage` goes into it and sees to what it left
+//! for. `pages` knows which code stands where and whether it is still good, `tlb` keeps the translations that code may use;
+//! `cache` holds the code and enters it. `explain` makes units to be looked at.
 
 mod access;
 mod asm;

@@ -260,7 +260,7 @@ mod tests {
 
     #[test]
     fn stores_write_memory_and_nothing_else_does() {
-        let stores = names(all().filter(|insn| writes_memory(insn)));
+        let stores = names(all().filter(writes_memory));
         let want =
             ["fbstp", "fist", "fistp", "fisttp", "fnsave", "fnstcw", "fnstenv", "fnstsw", "fst", "fstp"];
         assert_eq!(stores, want);

@@ -77,6 +77,65 @@ fn loops_of_doubles() {
     assert!(interpreted(|| looping(CODE, 400, sum_of_products)) < 8, "x87 instructions are not translated");
 }
 
+/// By a segment with a base, which a loop without checks has no form for.
+#[test]
+fn loops_with_a_segment() {
+    alike(|| {
+        let mut g = looping(CODE, 60, |a| {
+            a.fld(qword_ptr(rsi).fs())?;
+            a.fmul(qword_ptr(rdi))?;
+            a.faddp(st1, st0)?;
+            a.movq(mm1, qword_ptr(rdi).gs())?;
+            a.emms()?;
+            a.fild(qword_ptr(rdi))?;
+            a.add(rsi, 8)
+        });
+        g.cpu().seg[4].base = 0x10;
+        g
+    });
+}
+
+/// Instructions across pages, each of which has to ask for the state: CPUID is the interpreter's.
+#[test]
+fn instructions_across_pages() {
+    for offset in 0xfb0..0x1000 {
+        alike_in_one_go(|| {
+            let mut g = machine();
+            numbers(&mut g);
+            g.load(CODE + offset, |a| {
+                let mut again = a.create_label();
+                a.set_label(&mut again)?;
+                a.fninit()?;
+                a.fld(qword_ptr(rsi))?;
+                a.cpuid()?;
+                a.fmul(qword_ptr(rsi + 0x100))?;
+                a.cpuid()?;
+                a.fstp(tbyte_ptr(rsi + 8))?;
+                a.cpuid()?;
+                a.movq(mm1, qword_ptr(rsi + 0x100))?;
+                a.cpuid()?;
+                a.movq2dq(xmm9, mm1)?;
+                a.cpuid()?;
+                a.paddb(mm1, qword_ptr(rsi))?;
+                a.cpuid()?;
+                a.fldcw(word_ptr(rdi))?;
+                a.cpuid()?;
+                a.movntq(qword_ptr(rsi), mm1)?;
+                a.add(rsi, 16)?;
+                a.dec(ebp)?;
+                a.jnz(again)?;
+                a.hlt()
+            });
+            g.cpu().rip = CODE + offset;
+            for (n, value) in [(RSI, DATA), (RDI, DATA + 0x1000), (RBP, 6)] {
+                g.set_reg(n, value);
+            }
+            g.put(DATA + 0x1000, 0xf7fu16);
+            g
+        });
+    }
+}
+
 /// A branch out of the middle, behind an x87 instruction: the pointer differs by where the loop is left.
 #[test]
 fn loops_that_are_left_in_the_middle() {
