@@ -365,8 +365,11 @@ fn machine(translate: bool) -> Machine {
     store(&mut machine, ARGUMENTS, &[first + 0x250, 0x40]);
     call(&mut machine, VCPU_OP, [10, 0, ARGUMENTS, 0, 0]);
     // The second stack's pages do not lie one behind the other.
+    // Behind the first lies what looks like the end of a frame, for whoever reads on.
+    let page = SPLIT_STACK & !(PAGE - 1);
+    store(&mut machine, page, &[0xe033, 0x202, 0x1234, 0xe02b]);
     let apart = (first + 0x26a) << 12 | 0x67;
-    call(&mut machine, UPDATE_VA_MAPPING, [SPLIT_STACK & !(PAGE - 1), apart, 2, 0, 0]);
+    call(&mut machine, UPDATE_VA_MAPPING, [page, apart, 2, 0, 0]);
     for space in 0..2 {
         user_space(&mut machine, space, root.maddr(), first);
     }
