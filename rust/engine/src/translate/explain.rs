@@ -38,6 +38,7 @@ pub(super) const THUNKS: Thunks = Thunks {
     clock: 0x5000,
     lend_upper: 0x6000,
     lend_x87: 0x7000,
+    user_stack: 0x8000,
 };
 
 /// What the code behind a place in the assembler is for. Numbers are those of instructions in the unit.

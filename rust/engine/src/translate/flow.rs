@@ -417,9 +417,9 @@ impl Flow<'_> {
                     if let Some((base, low)) = address {
                         self.emitter.asm.lea(R10, at(base, low));
                     }
-                    if stack && !self.emitter.user {
+                    if stack {
                         self.emitter.asm.place_of(R11, retry);
-                        thunk = self.thunks.stack;
+                        thunk = if self.emitter.user { self.thunks.user_stack } else { self.thunks.stack };
                     }
                     self.stub(exit, thunk);
                 }

@@ -160,9 +160,13 @@ impl Translator {
 
     /// The host has put the state away, since the code left by an exit: notes the last x87 instruction before it.
     pub(super) fn leave_x87(&mut self, exit: u32) {
-        let pointer = self.exits.pointer_at(exit);
+        self.context.get_mut().fpu.live = 0;
+        self.note_pointer(self.exits.pointer_at(exit));
+    }
+
+    /// Notes the last x87 instruction, if there was one.
+    pub(super) fn note_pointer(&mut self, pointer: Option<u64>) {
         let fpu = &mut self.context.get_mut().fpu;
-        fpu.live = 0;
         if let Some(pointer) = pointer.filter(|_| fpu.lent != 0) {
             fpu.pointer = pointer;
         }

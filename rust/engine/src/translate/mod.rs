@@ -160,15 +160,39 @@ impl Translator {
         self.stats.misses += 1;
         self.take_mode(cpu);
         let exit = self.context.get().exit as u32;
-        match self.exits.get(exit) {
-            // A walk that has set a flag in a page of code: no unit may run before it was looked at.
-            Some(Exit::Miss { retry, access, .. })
-                if self.fill(cpu, linear, access) && self.is_current(cpu) =>
-            {
-                retry
-            }
-            _ => self.thunks.exit,
+        let Some(Exit::Miss { rip, done, retry, access, .. }) = self.exits.get(exit) else {
+            return self.thunks.exit;
+        };
+        let on = match self.fill(cpu, linear, access) {
+            true => Some(retry),
+            // A group may miss what its first access alone finds.
+            false if access.group => self.go_on_alone(cpu, exit, rip, done),
+            false => None,
+        };
+        // A walk that has set a flag in a page of code: no unit may run before it was looked at.
+        on.filter(|_| self.is_current(cpu)).unwrap_or(self.thunks.exit)
+    }
+
+    /// The unit that checks each access alone, for where a unit has missed with `done` instructions complete, which are
+    /// charged. `None` if the budget is used up, or there is none.
+    fn go_on_alone(&mut self, cpu: &mut Vcpu, exit: u32, rip: u64, done: u32) -> Option<u64> {
+        let left = self.context.get().budget.checked_sub(u64::from(done))?;
+        if left < BUDGET_BIAS {
+            return None;
         }
+        let (missed, pointer) = (self.exits.get(exit)?, self.exits.pointer_at(exit));
+        let flushes = self.stats.flushes;
+        cpu.rip = rip;
+        let entry = self.find_alone(cpu).filter(|_| self.is_current(cpu));
+        if entry.is_some() {
+            self.context.get_mut().budget = left;
+            self.note_pointer(pointer);
+        } else if flushes != self.stats.flushes {
+            // The exit went with everything else.
+            self.note_pointer(pointer);
+            self.context.get_mut().exit = self.exits.add(missed).into();
+        }
+        entry
     }
 
     /// The time-stamp counter behind `done` instructions of the unit that runs.

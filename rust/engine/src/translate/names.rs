@@ -20,7 +20,7 @@ pub fn named(text: String, insn: &Insn, next: u64) -> String {
         let thunk = match next.wrapping_add(insn.imm) {
             to if to == THUNKS.exit => "leave",
             to if to == THUNKS.miss => "miss",
-            to if to == THUNKS.stack => "stack",
+            to if to == THUNKS.stack || to == THUNKS.user_stack => "stack",
             to if to == THUNKS.lend => "lend",
             to if to == THUNKS.lend_upper => "lend_upper",
             to if to == THUNKS.lend_x87 => "lend_x87",

@@ -5,7 +5,9 @@ use std::mem::offset_of;
 use super::asm::{
     Address, Asm, Encoding, Escape, R8, R9, R10, R11, RAX, RBP, RCX, RDI, RDX, RSI, RSP, Rm, at, indexed,
 };
-use super::context::{BELOW, Context, Place, at_offset, field, place, saved, slot};
+use super::context::{
+    BELOW, Context, DELTA, MINUS_WRITE, Place, at_offset, field, place, saved, slot, tlb_offset,
+};
 use super::fpu;
 use super::upper;
 
@@ -24,8 +26,9 @@ pub struct Thunks {
     pub exit: u64,
     /// Jumped to by accesses that did not find their page, with the address in R10.
     pub miss: u64,
-    /// The same for the supervisor's stack, with the place where the access starts again in R11.
+    /// The same for the stack of the supervisor and of the user, with the place where the access starts again in R11.
     pub stack: u64,
+    pub user_stack: u64,
     /// Jumped to by units that need the vector registers, with the place to go on at in R11.
     pub lend: u64,
     /// The same by units that need their upper halves as well.
@@ -55,7 +58,9 @@ pub fn emit(asm: &mut Asm, helpers: Helpers) -> Thunks {
     let miss = asm.here();
     emit_miss(asm, helpers.refill);
     let stack = asm.here();
-    emit_stack(asm, miss);
+    emit_stack(asm, miss, false);
+    let user_stack = asm.here();
+    emit_stack(asm, miss, true);
     let lend = asm.here();
     emit_lend(asm, exit);
     let lend_upper = asm.here();
@@ -64,7 +69,7 @@ pub fn emit(asm: &mut Asm, helpers: Helpers) -> Thunks {
     emit_clock(asm, helpers.clock);
     let lend_x87 = asm.here();
     fpu::emit_lend(asm, exit);
-    Thunks { enter, exit, miss, stack, lend, lend_upper, clock, lend_x87 }
+    Thunks { enter, exit, miss, stack, user_stack, lend, lend_upper, clock, lend_x87 }
 }
 
 fn push(asm: &mut Asm, reg: u8) {
@@ -272,17 +277,50 @@ fn emit_clock(asm: &mut Asm, clock: u64) {
     after_call(asm);
 }
 
-/// The page that is at hand for the supervisor's stack changes places with the one before it, if that is the one wanted.
-fn emit_stack(asm: &mut Asm, miss: u64) {
-    asm.load(RCX, field!(former_minus));
+/// A page for the stack of a view: the one before it, which changes places with the one at hand, or one that the TLB has with
+/// the right to write. If the page is at hand already the access is not all on it, and no page will do.
+fn emit_stack(asm: &mut Asm, miss: u64, user: bool) {
+    if !user {
+        asm.load(RCX, field!(former_minus));
+        asm.lea(RCX, indexed(RCX, R10, 0, 0));
+        asm.shrx(RCX, RCX, RSP);
+        let before = asm.jrcxz_later();
+        let not = asm.jmp_later();
+        asm.bind(before);
+        exchange(asm, field!(minus_stack), field!(former_minus));
+        exchange(asm, field!(stack_delta), field!(former_delta));
+        jump_r11(asm);
+        asm.bind(not);
+    }
+    asm.load(RCX, field!(minus_stack));
+    asm.lea(RCX, indexed(RCX, R10, 0, 0));
+    asm.shrx(RCX, RCX, RSP);
+    let at_hand = asm.jrcxz_later();
+    asm.store(field!(target), R11);
+    let (tag, delta) = (tlb_offset(user) + MINUS_WRITE, tlb_offset(user) + DELTA);
+    asm.shrx(R11, R10, RSP);
+    asm.low_word(R11, R11);
+    asm.load(RCX, indexed(RSP, R11, 3, tag));
     asm.lea(RCX, indexed(RCX, R10, 0, 0));
     asm.shrx(RCX, RCX, RSP);
     let found = asm.jrcxz_later();
+    asm.bind(at_hand);
     asm.jmp(miss);
     asm.bind(found);
-    exchange(asm, field!(minus_stack), field!(former_minus));
-    exchange(asm, field!(stack_delta), field!(former_delta));
+    if !user {
+        copy(asm, field!(former_minus), field!(minus_stack));
+        copy(asm, field!(former_delta), field!(stack_delta));
+    }
+    copy(asm, field!(minus_stack), indexed(RSP, R11, 3, tag));
+    copy(asm, field!(stack_delta), indexed(RSP, R11, 3, delta));
+    asm.load(R11, field!(target));
     jump_r11(asm);
+}
+
+/// Copies a place. Uses RCX.
+fn copy(asm: &mut Asm, to: Address, from: Address) {
+    asm.load(RCX, from);
+    asm.store(to, RCX);
 }
 
 /// Exchanges two places. Uses RCX and R10.
