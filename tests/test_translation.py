@@ -45,7 +45,8 @@ def first(code: str, cpl: int = 0) -> Translated:
         ("0fa2", "sensitive", "interpreted", "it would show the host's state"),
         ("9c", "sensitive", "rewritten", "it would show the host's IF and IOPL"),
         ("90", "ordinary", "dropped", "nothing"),
-        ("d9c0", "ordinary", "interpreted", "no form"),
+        ("d9c0", "ordinary", "copied", "the same on the host"),
+        ("d9f8", "ordinary", "interpreted", "no form"),
     ],
 )
 def test_what_becomes_of_an_instruction(code: str, kind: str, action: str, reason: str) -> None:
