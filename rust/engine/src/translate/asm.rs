@@ -370,6 +370,32 @@ impl Asm {
         Fixup { end: self.code.len(), wide: false }
     }
 
+    /// Jumps to a target that is filled in later if RCX is zero, however far that is.
+    pub fn jump_if_zero(&mut self) -> Fixup {
+        // jrcxz over a jump that leads over the one out
+        self.bytes(&[0xe3, 2, 0xeb, 5]);
+        self.jmp_later()
+    }
+
+    /// The same unless RCX is zero.
+    pub fn jump_unless_zero(&mut self) -> Fixup {
+        self.jrcxz(5);
+        self.jmp_later()
+    }
+
+    /// RCX is zero if a register plus a constant lies on the page that a tag stands for.
+    pub fn off_page(&mut self, tag: Address, reg: u8, add: i32) {
+        self.load(RCX, tag);
+        self.lea(RCX, indexed(RCX, reg, 0, add));
+        self.shrx(RCX, RCX, RSP);
+    }
+
+    /// `mov qword to, value`, sign-extended.
+    pub fn store_short(&mut self, to: Address, value: i32) {
+        let plain = Encoding::new(Escape::None, 0xc7, true, 0, Rm::Mem(to));
+        self.emit(&Encoding { imm: &value.to_le_bytes(), ..plain });
+    }
+
     /// Lets a jump lead to the next byte.
     pub fn bind(&mut self, fixup: Fixup) {
         let distance = self.code.len() - fixup.end;

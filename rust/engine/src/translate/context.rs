@@ -207,6 +207,11 @@ pub const fn place(guest: u8) -> Place {
     }
 }
 
+/// Whether a register lives in memory; what is no register does not.
+pub const fn is_resident(guest: u8) -> bool {
+    guest < 16 && matches!(place(guest), Place::Slot(_))
+}
+
 /// The operand of a register that lives in memory.
 pub const fn slot(n: u8) -> Address {
     at_offset(offset_of!(Context, resident) + 8 * n as usize)

@@ -6,7 +6,7 @@ use trapgate_x86::insn::{Bits, Insn};
 use trapgate_x86::layout::MAX_LENGTH;
 
 use super::asm::Fixup;
-use super::loops::Spare;
+use super::loops::Iteration;
 use super::passage::leaves_vectors;
 use crate::interp::{Uop, handler};
 
@@ -174,7 +174,7 @@ pub enum Cold {
     /// A conditional branch that is taken: `count` instructions are complete.
     Taken { jump: Fixup, target: u64, count: u32 },
     /// The same out of the fast form of a loop: `count` instructions of the iteration are complete.
-    Broken { jump: Fixup, target: u64, count: u32, len: u32, in_memory: bool, spare: Spare },
+    Broken { jump: Fixup, target: u64, count: u32, iteration: Iteration },
     /// A return that led elsewhere than was expected, to the address in R10; RSP is still to be moved.
     Elsewhere { jump: Fixup, rip: u64, count: u32, moved: i32 },
     /// Round a loop, of which `count` instructions are complete.

@@ -11,7 +11,7 @@ use super::context::{Place, field, jumps_offset, place};
 use super::emit::{Emitter, Fetched};
 use super::exits::{Cold, Exit};
 use super::explain::Note;
-use super::loops::{Counters, FIRST_TRIP, Loop, SOONER_TRIP, Spare};
+use super::loops::{Counters, FIRST_TRIP, Iteration, Loop, SOONER_TRIP};
 use super::path::Planned;
 use super::plan::Plan;
 use super::thunks::Thunks;
@@ -79,10 +79,7 @@ impl Flow<'_> {
                 let count = f.done + 1;
                 let back = self.loops == Some(target);
                 self.emitter.cold.push(match &self.emitter.fast {
-                    Some(fast) => {
-                        let (len, in_memory, spare) = (fast.len, fast.counts_in_memory, fast.spare);
-                        Cold::Broken { jump, target, count, len, in_memory, spare }
-                    }
+                    Some(fast) => Cold::Broken { jump, target, count, iteration: fast.iteration },
                     None if back => Cold::Back { jump, count },
                     None => Cold::Taken { jump, target, count },
                 });
@@ -230,8 +227,7 @@ impl Flow<'_> {
         self.emitter.asm.load(R10, indexed(sp, R11, 0, self.emitter.put_off.moved));
         self.emitter.put_off.moved += 8;
         compare(self.emitter.asm, back);
-        self.emitter.asm.jrcxz(5);
-        let jump = self.emitter.asm.jmp_later();
+        let jump = self.emitter.asm.jump_unless_zero();
         let (rip, count, moved) = (f.rip, f.done + 1, self.emitter.put_off.moved);
         self.emitter.cold.push(Cold::Elsewhere { jump, rip, count, moved });
     }
@@ -277,8 +273,8 @@ impl Flow<'_> {
         self.emitter.asm.store_constant32(counters.first, FIRST_TRIP);
         self.emitter.asm.bind(over);
         self.emitter.loop_head(list, &back, counters, self.top);
-        let (len, in_memory, spare) = (back.len, back.counts_in_memory, back.spare);
-        if in_memory {
+        let iteration = back.iteration;
+        if iteration.counts_in_memory {
             self.emitter.asm.store(field!(iterations), RCX);
         }
         let start = self.emitter.asm.here();
@@ -307,17 +303,12 @@ impl Flow<'_> {
             return;
         }
         self.head = Some(head);
-        self.fast_end(last, (len, in_memory, spare), start, again);
+        self.fast_end(last, iteration, start, again);
     }
 
     /// The end of an iteration of the fast form: round again, back to the head when all that were allowed are done, or out.
-    fn fast_end(
-        &mut self,
-        last: &Fetched<'_>,
-        (len, in_memory, spare): (u32, bool, Spare),
-        start: u64,
-        head: u64,
-    ) {
+    fn fast_end(&mut self, last: &Fetched<'_>, iteration: Iteration, start: u64, head: u64) {
+        let Iteration { len, counts_in_memory: in_memory, spare } = iteration;
         let asm = &mut *self.emitter.asm;
         asm.note(Note::Fast(last.done));
         if in_memory {
@@ -423,7 +414,8 @@ impl Flow<'_> {
                     }
                     self.stub(exit, thunk);
                 }
-                Cold::Broken { jump, target, count, len, in_memory, spare } => {
+                Cold::Broken { jump, target, count, iteration } => {
+                    let Iteration { len, counts_in_memory: in_memory, spare } = iteration;
                     self.emitter.asm.bind(jump);
                     self.emitter.return_spare(spare);
                     if in_memory {

@@ -14,7 +14,7 @@ use trapgate_x86::regs::cr0;
 use super::Translator;
 use super::asm::{Asm, Encoding, Escape, RCX, Rm};
 use super::context::{Context, at_offset, field};
-use super::thunks::{control, jump_r11, jump_short_over};
+use super::thunks::{control, jump_r11, offer};
 use crate::state::Vcpu;
 use crate::vector::{F80, fsw};
 
@@ -71,8 +71,7 @@ fn move_image(asm: &mut Asm, extension: u8) {
 /// Puts the state away and gives the host an empty stack and its control word, if the guest's are in the unit. Uses RCX.
 pub fn save(asm: &mut Asm) {
     asm.load(RCX, field!(fpu.live));
-    asm.jrcxz(5);
-    let there = jump_short_over(asm);
+    let there = asm.jump_if_zero();
     move_image(asm, 0);
     // Flags that the host's control word might not mask; then FNINIT by other means, which takes twice as long.
     asm.bytes(&[0xdb, 0xe2, 0x0f, 0x77]); // fnclex; emms
@@ -83,8 +82,7 @@ pub fn save(asm: &mut Asm) {
 /// Fetches the state if it was in the unit before. XMM registers must not be the guest's, MXCSR stays. Uses RCX.
 pub fn load(asm: &mut Asm) {
     asm.load(RCX, field!(fpu.live));
-    asm.jrcxz(5);
-    let there = jump_short_over(asm);
+    let there = asm.jump_if_zero();
     fetch(asm);
     asm.bind(there);
 }
@@ -99,15 +97,9 @@ fn fetch(asm: &mut Asm) {
 /// State that is lent already is fetched without leaving; R11 is where to go on, R10 stays. XMM registers that are in use
 /// go by way of the image.
 pub fn emit_lend(asm: &mut Asm, exit: u64) {
-    asm.load(RCX, field!(fpu.lent));
-    // jrcxz over the jump that leads over the exit
-    asm.jrcxz(2);
-    asm.bytes(&[0xeb, 5]);
-    asm.jmp(exit);
-    asm.store(field!(fpu.live), RCX);
+    offer(asm, field!(fpu.lent), field!(fpu.live), exit);
     asm.load(RCX, field!(vector));
-    asm.jrcxz(5);
-    let free = jump_short_over(asm);
+    let free = asm.jump_if_zero();
     for n in 0..16u8 {
         let place = at_offset(offset_of!(Context, fpu.image) + XMM_AT + 16 * usize::from(n));
         asm.emit(&Encoding::new(Escape::M0f, 0x29, false, n, Rm::Mem(place))); // movaps

@@ -10,8 +10,8 @@ use trapgate_x86::insn::{Operand, RIP};
 use super::access::{Group, Groups};
 use super::asm::{Address, Asm, Encoding, Escape, Fixup, R10, R11, RCX, RSP, Rm, at, indexed};
 use super::context::{
-    BUDGET_BIAS, Context, DELTA, GROUPS, MINUS_READ, MINUS_WRITE, Place, TRIPS, at_offset, field, place,
-    saved, slot, tlb_offset,
+    BUDGET_BIAS, Context, DELTA, GROUPS, MINUS_READ, MINUS_WRITE, Place, TRIPS, at_offset, field,
+    is_resident, place, saved, slot, tlb_offset,
 };
 use super::emit::{Emitter, Fetched, counts_by_cl};
 use super::memory::group_slot;
@@ -82,14 +82,20 @@ struct Part {
 pub struct Loop {
     parts: Vec<Part>,
     groups: Groups,
-    /// Instructions of an iteration.
+    pub iteration: Iteration,
+    /// Where the kept part of each group stands, if not in the context.
+    kept: Vec<Option<u8>>,
+}
+
+/// What whoever leaves the fast form must know of an iteration.
+#[derive(Clone, Copy, Debug)]
+pub struct Iteration {
+    /// Instructions.
     pub len: u32,
     /// The count of iterations stands in the context, since instructions need RCX.
     pub counts_in_memory: bool,
     /// Registers of the guest that the loop does not name: their host registers keep parts of addresses meanwhile.
     pub spare: Spare,
-    /// Where the kept part of each group stands, if not in the context.
-    kept: Vec<Option<u8>>,
 }
 
 /// A set of guest registers that are pinned to host registers.
@@ -143,9 +149,7 @@ impl Loop {
             Plan::Copy | Plan::Vector | Plan::Nothing | Plan::Branch | Plan::Follow => true,
             Plan::X87(kind) => kind.fits_loops(),
             Plan::Lea => {
-                f.insn.mem.base != RIP
-                    && !lives_in_memory(f.insn.mem.base)
-                    && !lives_in_memory(f.insn.mem.index)
+                f.insn.mem.base != RIP && !is_resident(f.insn.mem.base) && !is_resident(f.insn.mem.index)
             }
             _ => false,
         };
@@ -178,12 +182,13 @@ impl Loop {
         if last && !counts_in_memory {
             kept.iter_mut().filter(|kept| kept.is_none()).for_each(|kept| *kept = Some(R11));
         }
-        Some(Loop { parts, groups, len: list.len() as u32, counts_in_memory, spare, kept })
+        let iteration = Iteration { len: list.len() as u32, counts_in_memory, spare };
+        Some(Loop { parts, groups, iteration, kept })
     }
 
     /// Registers that an instruction of the loop may borrow, one with a memory operand or without.
     pub fn free(&self) -> &'static [u8] {
-        match (self.counts_in_memory, self.kept.contains(&Some(R11))) {
+        match (self.iteration.counts_in_memory, self.kept.contains(&Some(R11))) {
             (true, _) => &[R11, RCX],
             (false, true) => &[],
             (false, false) => &[R11],
@@ -191,21 +196,17 @@ impl Loop {
     }
 }
 
-fn lives_in_memory(reg: u8) -> bool {
-    reg < 16 && matches!(place(reg), Place::Slot(_))
-}
-
 /// Whether an instruction may need a register besides those that hold parts of addresses.
 fn needs_scratch(f: &Fetched<'_>) -> bool {
     let mem = &f.insn.mem;
     let operand = |operand: &Operand| match operand {
-        Operand::Gpr { reg, .. } => lives_in_memory(*reg),
+        Operand::Gpr { reg, .. } => is_resident(*reg),
         Operand::High { .. } => true,
         _ => false,
     };
     f.insn.operands.iter().any(operand)
-        || lives_in_memory(mem.base)
-        || lives_in_memory(mem.index)
+        || is_resident(mem.base)
+        || is_resident(mem.index)
         || counts_by_cl(&f.insn)
         || gives_index(f.insn.op)
         || matches!(f.insn.op, trapgate_x86::op::Op::Cmpxchg8b | trapgate_x86::op::Op::Cmpxchg16b)
@@ -304,7 +305,7 @@ impl Emitter<'_> {
         // As many iterations as the budget allows.
         self.asm.load(RCX, field!(budget));
         op_imm(self.asm, 0x81, 5, Rm::Reg(RCX), &(BUDGET_BIAS as u32).to_le_bytes());
-        shift_right(self.asm, RCX, log2_up(u64::from(l.len)));
+        shift_right(self.asm, RCX, log2_up(u64::from(l.iteration.len)));
         self.asm.constant(R10, u64::from(MOST));
         op(self.asm, CMP, RCX, Rm::Reg(R10));
         self.asm.emit(&Encoding::new(Escape::M0f, 0x47, true, RCX, Rm::Reg(R10))); // cmova
@@ -318,9 +319,9 @@ impl Emitter<'_> {
         op_imm(self.asm, 0x83, 7, Rm::Reg(RCX), &[LEAST as u8]);
         let few = self.asm.jcc_later(BELOW);
         self.asm.store_constant32(counters.patience, 1);
-        op_imm(self.asm, 0x69, R10, Rm::Reg(RCX), &l.len.to_le_bytes()); // imul r10, rcx, len
+        op_imm(self.asm, 0x69, R10, Rm::Reg(RCX), &l.iteration.len.to_le_bytes()); // imul r10, rcx, len
         op(self.asm, 0x29, R10, Rm::Mem(field!(budget)));
-        for (guest, host) in l.spare.all() {
+        for (guest, host) in l.iteration.spare.all() {
             self.asm.store(saved(guest), host);
         }
         for (n, kept) in l.kept.iter().enumerate() {

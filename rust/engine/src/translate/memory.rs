@@ -181,8 +181,7 @@ impl Emitter<'_> {
             // To look the page up would set its accessed flag, though no element that is wanted may lie in it.
             return self.leave_unless_zero(f);
         }
-        self.asm.jrcxz(5);
-        let jump = self.asm.jmp_later();
+        let jump = self.asm.jump_unless_zero();
         let exit = self.exits.add(Exit::Miss { rip: f.rip, done: f.done, retry, access, step: self.step });
         self.cold.push(Cold::Miss { jump, exit, address, stack: access.stack, retry });
     }

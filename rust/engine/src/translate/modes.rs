@@ -68,12 +68,7 @@ impl Flow<'_> {
         self.emitter.leave_if_zero(f);
         self.emitter.keep_flags();
         let exit = self.emitter.interpret(f);
-        // Canonical addresses are those that bit 47 extends to.
-        self.emitter.asm.mov(RCX, R8);
-        self.emitter.immediate(0xc1, SHL, true, RCX, 16);
-        self.emitter.immediate(0xc1, SAR, true, RCX, 16);
-        self.emitter.asm.emit(&Encoding::new(Escape::None, 0x3b, true, RCX, Rm::Reg(R8)));
-        self.restore_unless(4, exit);
+        self.restore_unless_canonical(R8, exit);
         self.emitter.asm.load(RCX, slot(r11));
         let unusual = ((rflags::TF | rflags::AC) as u32).to_le_bytes();
         let test = Encoding::new(Escape::None, 0xf7, false, 0, Rm::Reg(RCX));
@@ -117,6 +112,15 @@ impl Flow<'_> {
     pub(super) fn restore_unless(&mut self, condition: u8, exit: u32) {
         let jump = self.emitter.asm.jcc_later(condition ^ 1);
         self.emitter.cold.push(Cold::Restore { jump, exit });
+    }
+
+    /// The same unless an address is canonical: bit 47 extends to those. Uses RCX.
+    pub(super) fn restore_unless_canonical(&mut self, address: u8, exit: u32) {
+        self.emitter.asm.mov(RCX, address);
+        self.emitter.immediate(0xc1, SHL, true, RCX, 16);
+        self.emitter.immediate(0xc1, SAR, true, RCX, 16);
+        self.emitter.asm.emit(&Encoding::new(Escape::None, 0x3b, true, RCX, Rm::Reg(address)));
+        self.restore_unless(4, exit);
     }
 
     /// Goes on in the other privilege view, at the address in a place.

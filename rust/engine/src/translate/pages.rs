@@ -268,16 +268,15 @@ impl Translator {
         self.follow_changes(cpu);
         let page = &mut self.pages.all[page as usize];
         let slot = offset as u16 | if alone { ALONE } else { 0 };
-        let room = self.cache.room();
-        // What does not fit into an empty cache is the interpreter's.
-        let fits = self.asm.code.len() <= room || self.cache.next() == self.start;
-        let Some(made) = made.filter(|_| fits && self.asm.code.len() <= room) else {
-            if fits {
-                page.units.insert(slot, None);
-                return None;
-            }
+        let fits = self.asm.code.len() <= self.cache.room();
+        if !fits && self.cache.next() != self.start {
             self.empty();
             return self.unit_at(cpu, rip, alone);
+        }
+        // What does not fit into an empty cache is the interpreter's.
+        let Some(made) = made.filter(|_| fits) else {
+            page.units.insert(slot, None);
+            return None;
         };
         self.cache.append(&self.asm.code);
         self.stats.units += 1;

@@ -9,11 +9,11 @@
 use trapgate_x86::regs::rflags;
 
 use super::Translator;
-use super::asm::{Address, Encoding, Escape, R8, R9, R10, R11, RAX, RCX, RSP, Rm, at, indexed};
+use super::asm::{Address, Encoding, Escape, R8, R9, R10, R11, RAX, RCX, Rm, at, indexed};
 use super::context::{Place, field, place, slot};
 use super::emit::{Emitter, Fetched};
 use super::flow::Flow;
-use super::modes::{AND, BY_SYSCALL, BY_SYSRET, OR, SAR, SHL, loaded_selector};
+use super::modes::{AND, BY_SYSCALL, BY_SYSRET, OR, loaded_selector};
 use crate::memory::PAGE;
 use crate::mmu::access::canonical;
 use crate::monitor::{Gates, Mode};
@@ -46,9 +46,7 @@ impl Flow<'_> {
         e.asm.emit(&Encoding::new(Escape::M0f, 0xb7, false, RCX, Rm::Mem(at(RCX, 0)))); // movzx ecx, word [rcx]
         e.leave_unless_zero(f);
         e.asm.load(R10, field!(call_frame));
-        e.asm.load(RCX, field!(other_minus));
-        e.asm.lea(RCX, indexed(RCX, R10, 0, 0));
-        e.asm.shrx(RCX, RCX, RSP);
+        e.asm.off_page(field!(other_minus), R10, 0);
         e.leave_unless_zero(f);
         e.asm.load(R11, field!(other_delta));
         e.asm.lea(R11, indexed(R11, R10, 0, 0));
@@ -87,9 +85,7 @@ impl Flow<'_> {
         e.asm.load_byte(RCX, at(RCX, 0));
         e.leave_unless_zero(f);
         for byte in [0, IRET_FRAME - 1] {
-            e.asm.load(RCX, field!(minus_stack));
-            e.asm.lea(RCX, indexed(RCX, R9, 0, byte));
-            e.asm.shrx(RCX, RCX, RSP);
+            e.asm.off_page(field!(minus_stack), R9, byte);
             e.leave_unless_zero(f);
         }
         e.asm.load(R11, field!(stack_delta));
@@ -123,13 +119,8 @@ impl Flow<'_> {
             asm.emit(&Encoding::new(Escape::None, 0x3b, true, RCX, Rm::Mem(loaded_selector(selector))));
             self.restore_unless(4, exit);
         }
-        // Canonical addresses are those that bit 47 extends to.
         self.emitter.asm.load(R10, word(4));
-        self.emitter.asm.mov(RCX, R10);
-        self.emitter.immediate(0xc1, SHL, true, RCX, 16);
-        self.emitter.immediate(0xc1, SAR, true, RCX, 16);
-        self.emitter.asm.emit(&Encoding::new(Escape::None, 0x3b, true, RCX, Rm::Reg(R10)));
-        self.restore_unless(4, exit);
+        self.restore_unless_canonical(R10, exit);
         self.emitter.asm.store(field!(target), R10);
         self.emitter.asm.load(RCX, word(6));
         for (bits, condition) in [(UNUSUAL, 4), (rflags::IF, 5)] {

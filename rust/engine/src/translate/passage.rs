@@ -161,14 +161,9 @@ impl Translator {
                 complete(cpu, rip, done, left);
                 self.step(cpu, step, resume, left)
             }
-            Some(Exit::Miss { rip, done, access, .. }) => {
+            Some(Exit::Miss { rip, done, .. }) => {
                 complete(cpu, rip, done, left);
-                // A group may miss what its first access alone finds.
-                let alone = if access.group && *left > 0 { self.find_alone(cpu) } else { None };
-                match alone {
-                    Some(target) => After::Go(Some(target)),
-                    None => self.step_of_miss(cpu, exit, left),
-                }
+                self.step_of_miss(cpu, exit, left)
             }
             Some(Exit::Vectors { rip, entry, upper }) => {
                 cpu.rip = rip;

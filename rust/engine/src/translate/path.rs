@@ -86,7 +86,8 @@ impl<'a> Path<'a> {
         open
     }
 
-    /// Whether the path may go on from one address at another, where it has not been yet: what closes a loop leads to a unit of its own.
+    /// Whether the path may go on from one address at another, where it has not been yet: what closes a loop leads to a unit
+    /// of its own.
     fn is_new(&self, source: &Source<'a>, from: u64, target: u64) -> bool {
         let known = target == from || self.list.iter().any(|(f, _)| f.rip == target);
         source.at(target).is_some() && !known

@@ -53,10 +53,7 @@ impl Emitter<'_> {
 
     /// Lets the interpreter run the instruction if RCX is zero.
     pub(super) fn leave_if_zero(&mut self, f: &Fetched<'_>) {
-        self.asm.jrcxz(2);
-        // jmp over the next five bytes
-        self.asm.bytes(&[0xeb, 5]);
-        let jump = self.asm.jmp_later();
+        let jump = self.asm.jump_if_zero();
         let exit = self.interpret(f);
         self.cold.push(Cold::Leave { jump, exit });
     }
@@ -69,8 +66,7 @@ impl Emitter<'_> {
 
     /// Lets the interpreter run the instruction unless RCX is zero.
     pub(super) fn leave_unless_zero(&mut self, f: &Fetched<'_>) {
-        self.asm.jrcxz(5);
-        let jump = self.asm.jmp_later();
+        let jump = self.asm.jump_unless_zero();
         let exit = self.interpret(f);
         self.cold.push(Cold::Leave { jump, exit });
     }

@@ -4,10 +4,10 @@
 use trapgate_x86::insn::{Insn, Operand};
 
 use super::access::Group;
-use super::asm::{Encoding, Escape, R10, R11, RCX, RSP, Rm, at, indexed};
-use super::context::{Place, field, place, slot};
+use super::asm::{R10, R11, RCX, RSP, at, indexed};
+use super::context::{Place, field, is_resident, place, slot};
 use super::emit::{Emitter, Fetched, Untranslatable};
-use super::exits::{Access, Cold};
+use super::exits::Access;
 use super::plan::Plan;
 
 /// The guest's RSP by number.
@@ -28,15 +28,14 @@ pub struct PutOff {
 /// that is looked up: every register that it names is one of the host's.
 fn keeps_delta(f: &Fetched<'_>, plan: Plan) -> bool {
     let insn = &f.insn;
-    let resident = |reg: u8| reg < 16 && matches!(place(reg), Place::Slot(_));
-    let named = |operand: &Operand| matches!(operand, Operand::Gpr { reg, .. } if resident(*reg));
+    let named = |operand: &Operand| matches!(operand, Operand::Gpr { reg, .. } if is_resident(*reg));
     match plan {
         Plan::Copy | Plan::Vector | Plan::Nothing | Plan::Lea | Plan::Pop | Plan::Branch | Plan::Follow => {}
         Plan::Push | Plan::Call if !has_memory(insn) => {}
         Plan::CallInside | Plan::Return | Plan::ReturnInside(_) => {}
         _ => return false,
     }
-    !insn.operands.iter().any(named) && !resident(insn.mem.base) && !resident(insn.mem.index)
+    !insn.operands.iter().any(named) && !is_resident(insn.mem.base) && !is_resident(insn.mem.index)
 }
 
 fn has_memory(insn: &Insn) -> bool {
@@ -97,7 +96,7 @@ impl Emitter<'_> {
     }
 
     pub(super) fn push(&mut self, f: &Fetched<'_>) -> Result<(), Untranslatable> {
-        let Place::Host(sp) = place(4) else { return Err(Untranslatable) };
+        let Place::Host(sp) = place(SP) else { return Err(Untranslatable) };
         let to = indexed(sp, R11, 0, self.put_off.moved - 8);
         match f.insn.operands[0] {
             Operand::Gpr { reg, .. } => {
@@ -107,10 +106,8 @@ impl Emitter<'_> {
             }
             Operand::Imm { .. } => {
                 self.stack(f, sp, -8, true);
-                let plain = Encoding::new(Escape::None, 0xc7, true, 0, Rm::Mem(to));
                 // All immediates of PUSH are sign-extended 32 bits or less.
-                let imm = (f.insn.imm as i32).to_le_bytes();
-                self.asm.emit(&Encoding { imm: &imm, ..plain });
+                self.asm.store_short(to, f.insn.imm as i32);
             }
             Operand::Mem { .. } => {
                 let retry = self.load_target(f);
@@ -131,10 +128,7 @@ impl Emitter<'_> {
         self.asm.pext(RCX, RCX, field!(slot_mask));
         if self.member(f).is_some_and(|(_, group)| group.stack) {
             // The operand is on the stack as well, perhaps on another page: only one of them can be at hand.
-            self.asm.jrcxz(5);
-            let jump = self.asm.jmp_later();
-            let exit = self.interpret(f);
-            self.cold.push(Cold::Leave { jump, exit });
+            self.leave_unless_zero(f);
         } else {
             let access = Access { size: 8, write: true, aligned: false, stack: true, group: false };
             self.missing(f, retry, access, Some((sp, -8)));
@@ -147,8 +141,7 @@ impl Emitter<'_> {
         self.put_off.moved -= 8;
         let to = indexed(sp, R11, 0, self.put_off.moved);
         if let Ok(short) = i32::try_from(f.next() as i64) {
-            let plain = Encoding::new(Escape::None, 0xc7, true, 0, Rm::Mem(to));
-            self.asm.emit(&Encoding { imm: &short.to_le_bytes(), ..plain });
+            self.asm.store_short(to, short);
         } else {
             self.asm.constant(RCX, f.next());
             self.asm.store(to, RCX);
@@ -156,7 +149,7 @@ impl Emitter<'_> {
     }
 
     pub(super) fn pop(&mut self, f: &Fetched<'_>) {
-        let (Operand::Gpr { reg, .. }, Place::Host(sp)) = (f.insn.operands[0], place(4)) else { return };
+        let (Operand::Gpr { reg, .. }, Place::Host(sp)) = (f.insn.operands[0], place(SP)) else { return };
         self.stack(f, sp, 0, false);
         let from = indexed(sp, R11, 0, self.put_off.moved);
         match place(reg) {
@@ -171,7 +164,7 @@ impl Emitter<'_> {
     }
 
     pub(super) fn leave(&mut self, f: &Fetched<'_>) {
-        let (Place::Host(sp), Place::Host(bp)) = (place(4), place(5)) else { return };
+        let (Place::Host(sp), Place::Host(bp)) = (place(SP), place(5)) else { return };
         self.stack(f, bp, 0, false);
         self.asm.lea(sp, at(bp, 8));
         self.asm.load(bp, indexed(bp, R11, 0, 0));

@@ -126,8 +126,7 @@ pub(super) fn control(asm: &mut Asm, store: bool, address: Address) {
 /// Saves the vector registers and gives the host its control word, if the guest's are in them.
 fn save_vectors(asm: &mut Asm) {
     asm.load(RCX, field!(vector));
-    asm.jrcxz(5);
-    let there = jump_short_over(asm);
+    let there = asm.jump_if_zero();
     upper::save(asm);
     for n in 0..16 {
         vector(asm, true, n);
@@ -139,8 +138,7 @@ fn save_vectors(asm: &mut Asm) {
 
 fn load_vectors(asm: &mut Asm) {
     asm.load(RCX, field!(vector));
-    asm.jrcxz(5);
-    let there = jump_short_over(asm);
+    let there = asm.jump_if_zero();
     fetch_vectors(asm);
     upper::load(asm);
     asm.bind(there);
@@ -152,13 +150,6 @@ fn fetch_vectors(asm: &mut Asm) {
     for n in 0..16 {
         vector(asm, false, n);
     }
-}
-
-/// `jmp +5; jmp end`: JRCXZ skips the first to reach the second, which leads over the block.
-pub(super) fn jump_short_over(asm: &mut Asm) -> super::asm::Fixup {
-    // jrcxz has jumped over these five bytes.
-    asm.bytes(&[0xe9, 5, 0, 0, 0]);
-    asm.jmp_later()
 }
 
 /// Puts OF and what LAHF gives into the context. Ends RAX.
@@ -281,28 +272,20 @@ fn emit_clock(asm: &mut Asm, clock: u64) {
 /// the right to write. If the page is at hand already the access is not all on it, and no page will do.
 fn emit_stack(asm: &mut Asm, miss: u64, user: bool) {
     if !user {
-        asm.load(RCX, field!(former_minus));
-        asm.lea(RCX, indexed(RCX, R10, 0, 0));
-        asm.shrx(RCX, RCX, RSP);
-        let before = asm.jrcxz_later();
-        let not = asm.jmp_later();
-        asm.bind(before);
+        asm.off_page(field!(former_minus), R10, 0);
+        let not = asm.jump_unless_zero();
         exchange(asm, field!(minus_stack), field!(former_minus));
         exchange(asm, field!(stack_delta), field!(former_delta));
         jump_r11(asm);
         asm.bind(not);
     }
-    asm.load(RCX, field!(minus_stack));
-    asm.lea(RCX, indexed(RCX, R10, 0, 0));
-    asm.shrx(RCX, RCX, RSP);
+    asm.off_page(field!(minus_stack), R10, 0);
     let at_hand = asm.jrcxz_later();
     asm.store(field!(target), R11);
     let (tag, delta) = (tlb_offset(user) + MINUS_WRITE, tlb_offset(user) + DELTA);
     asm.shrx(R11, R10, RSP);
     asm.low_word(R11, R11);
-    asm.load(RCX, indexed(RSP, R11, 3, tag));
-    asm.lea(RCX, indexed(RCX, R10, 0, 0));
-    asm.shrx(RCX, RCX, RSP);
+    asm.off_page(indexed(RSP, R11, 3, tag), R10, 0);
     let found = asm.jrcxz_later();
     asm.bind(at_hand);
     asm.jmp(miss);
@@ -331,25 +314,25 @@ pub(super) fn exchange(asm: &mut Asm, one: Address, other: Address) {
     asm.store(other, RCX);
 }
 
+/// Leaves unless something is lent, and notes that it is in the host's registers from here on. RCX is not zero then.
+pub(super) fn offer(asm: &mut Asm, lent: Address, live: Address, exit: u64) {
+    asm.load(RCX, lent);
+    let there = asm.jump_unless_zero();
+    asm.jmp(exit);
+    asm.bind(there);
+    asm.store(live, RCX);
+}
+
 /// Vector registers that are lent already are fetched without leaving. R10 stays.
 fn emit_lend(asm: &mut Asm, exit: u64) {
-    asm.load(RCX, field!(lent));
-    // jrcxz over the jump that leads over the exit
-    asm.jrcxz(2);
-    asm.bytes(&[0xeb, 5]);
-    asm.jmp(exit);
-    asm.store(field!(vector), RCX);
+    offer(asm, field!(lent), field!(vector), exit);
     fetch_vectors(asm);
     jump_r11(asm);
 }
 
 /// The same for units that need the upper halves as well; the lower ones may be there.
 fn emit_lend_upper(asm: &mut Asm, exit: u64) {
-    asm.load(RCX, field!(lent_upper));
-    asm.jrcxz(2);
-    asm.bytes(&[0xeb, 5]);
-    asm.jmp(exit);
-    asm.store(field!(upper), RCX);
+    offer(asm, field!(lent_upper), field!(upper), exit);
     asm.load(RCX, field!(vector));
     let missing = asm.jrcxz_later();
     let there = asm.jmp_later();

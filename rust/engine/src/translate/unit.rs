@@ -84,19 +84,7 @@ pub fn translate(asm: &mut Asm, exits: &mut Exits, thunks: &Thunks, source: &Sou
         asm.store(trip, RCX);
     }
     let top = asm.here();
-    let emitter = Emitter {
-        asm,
-        exits,
-        cold: Vec::new(),
-        user: source.user,
-        para: source.para,
-        page: source.page,
-        second: None,
-        step: None,
-        groups,
-        fast: None,
-        put_off: PutOff::default(),
-    };
+    let emitter = emitter(asm, exits, source, None, groups);
     let mut unit = Flow::new(emitter, thunks, start, top);
     unit.loops = back.as_ref().map(|_| start);
     let mut open = true;
@@ -138,19 +126,7 @@ pub fn across(
     asm.note(Note::Arrival);
     let entry = arrivals(asm, exits, thunks, f.rip, Needs::of(&list));
     let top = asm.here();
-    let emitter = Emitter {
-        asm,
-        exits,
-        cold: Vec::new(),
-        user: source.user,
-        para: source.para,
-        page: source.page,
-        second: Some(second),
-        step: None,
-        groups: Groups::of(&list, true),
-        fast: None,
-        put_off: PutOff::default(),
-    };
+    let emitter = emitter(asm, exits, source, Some(second), Groups::of(&list, true));
     // It is left from its second page, which its head has found: links into that one hold as they do inside a page.
     let mut unit = Flow::new(emitter, thunks, f.rip.wrapping_add(inside), top);
     if *plan != Plan::Interpret {
@@ -165,6 +141,18 @@ pub fn across(
     let more = u64::from(f.insn.len) - inside;
     let pieces = vec![((f.rip & 0xfff) as u16, inside as u16)];
     Some(Made { indirect, entry, pieces, more: more as u16 })
+}
+
+fn emitter<'a>(
+    asm: &'a mut Asm,
+    exits: &'a mut Exits,
+    source: &Source<'_>,
+    second: Option<Second>,
+    groups: Groups,
+) -> Emitter<'a> {
+    let Source { user, para, page, .. } = *source;
+    let (cold, put_off) = (Vec::new(), PutOff::default());
+    Emitter { asm, exits, cold, user, para, page, second, step: None, groups, fast: None, put_off }
 }
 
 /// Registers of the guest that a unit needs in the host's.

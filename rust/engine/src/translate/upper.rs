@@ -48,7 +48,7 @@ fn vzeroupper(asm: &mut Asm) {
 /// zero, which is all that is noted then. Ends RCX and flags.
 pub(super) fn save(asm: &mut Asm) {
     asm.load(RCX, field!(upper));
-    let none = jump_if_zero(asm);
+    let none = asm.jump_if_zero();
     emit(asm, STORE, [LAST, 0], lower(LAST), &[]);
     emit(asm, EXTRACT, [LAST, 0], upper(LAST), &[1]);
     for n in 0..LAST {
@@ -71,7 +71,7 @@ pub(super) fn save(asm: &mut Asm) {
 /// The reverse of [`save`], if upper halves are to be in the host's registers; the lower ones are. Ends RCX, keeps flags.
 pub(super) fn load(asm: &mut Asm) {
     asm.load(RCX, field!(upper));
-    let none = jump_if_zero(asm);
+    let none = asm.jump_if_zero();
     fetch(asm);
     asm.bind(none);
 }
@@ -87,14 +87,6 @@ pub(super) fn fetch(asm: &mut Asm) {
         emit(asm, INSERT, [n, n], upper(n), &[1]);
     }
     asm.bind(done);
-}
-
-/// A jump for RCX being zero, of any length.
-fn jump_if_zero(asm: &mut Asm) -> super::asm::Fixup {
-    let zero = asm.jrcxz_later();
-    asm.bytes(&[0xeb, 5]); // jmp over the next five bytes
-    asm.bind(zero);
-    asm.jmp_later()
 }
 
 /// Whether VEX instructions on vector registers run (SDM vol. 1, 14.3): CR0.TS is looked at with the lower halves.

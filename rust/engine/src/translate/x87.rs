@@ -212,8 +212,7 @@ impl Emitter<'_> {
         let Some(rip) = self.exits.pointer.take() else { return };
         let mut place = field!(fpu.pointer);
         if let Ok(short) = i32::try_from(rip as i64) {
-            let plain = Encoding::new(Escape::None, 0xc7, true, 0, Rm::Mem(place));
-            return self.asm.emit(&Encoding { imm: &short.to_le_bytes(), ..plain });
+            return self.asm.store_short(place, short);
         }
         // No register is free in the fast forms of loops.
         self.asm.store_constant32(place, rip as u32);
