@@ -1,9 +1,10 @@
 //! Translations of a para-virtual guest that outlive a change of its address space: they must not outlive a change of the
 //! page tables that they came from, whichever root that goes by.
 
-use trapgate_lockstep::guest::para_kernel;
-use trapgate_machine::{ClockKind, Config, Machine, ParaPayload};
-use trapgate_x86::model::X86_64_V2;
+mod common;
+
+use common::para_machine;
+use trapgate_machine::Machine;
 
 const BASE: u64 = 0xffff_ffff_8000_0000;
 const PAGE: u64 = 4096;
@@ -32,19 +33,7 @@ struct Guest {
 
 impl Guest {
     fn new() -> Self {
-        let config = Config {
-            memory: 8 << 20,
-            model: X86_64_V2,
-            clock: ClockKind::Virtual,
-            seed: 1,
-            debug_console: false,
-            debug_exit: false,
-            epoch_seconds: 0,
-        };
-        let kernel = para_kernel(&[0xeb, 0xfe]);
-        let payload =
-            ParaPayload { kernel: &kernel, initrd: None, command_line: "", domid: 1, maximum_memory: 0 };
-        let machine = Machine::new_para(&config, &payload).unwrap();
+        let machine = para_machine(&[0xeb, 0xfe]);
         let first = machine.domain().unwrap().layout.ram.start;
         Guest { machine, first }
     }

@@ -1,12 +1,13 @@
 //! System calls of para-virtual user code and returns to it, which translated code does by itself while nothing is unusual: a
 //! small kernel makes all kinds of usual and unusual ones, and both engines must agree on every state.
 
+mod common;
+
+use common::para_machine;
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
-use trapgate_lockstep::guest::para_kernel;
 use trapgate_lockstep::hash;
-use trapgate_machine::{ClockKind, Config, Exit, Limits, Machine, ParaPayload};
-use trapgate_x86::model::X86_64_V2;
+use trapgate_machine::{Exit, Limits, Machine};
 use trapgate_xen::hypercall::Disposition;
 
 const BASE: u64 = 0xffff_ffff_8000_0000;
@@ -338,19 +339,7 @@ fn user_space(machine: &mut Machine, space: usize, kernel: u64, first: u64) {
 }
 
 fn machine(translate: bool) -> Machine {
-    let config = Config {
-        memory: 8 << 20,
-        model: X86_64_V2,
-        clock: ClockKind::Virtual,
-        seed: 1,
-        debug_console: false,
-        debug_exit: false,
-        epoch_seconds: 0,
-    };
-    let kernel = para_kernel(&image());
-    let payload =
-        ParaPayload { kernel: &kernel, initrd: None, command_line: "", domid: 1, maximum_memory: 0 };
-    let mut machine = Machine::new_para(&config, &payload).unwrap();
+    let mut machine = para_machine(&image());
     let root = machine.domain().unwrap().paging().kernel_root(0).unwrap();
     let first = machine.domain().unwrap().layout.ram.start;
     let traps = [(1, Part::Debug), (13, Part::Protection), (17, Part::Alignment)];

@@ -277,19 +277,22 @@ fn vectors(a: &mut Asm) -> Made {
     a.movq(r12, xmm2)
 }
 
+/// A kernel that works on vector registers, reads the clock and leaves for the interpreter.
+pub fn vectors_in_kernel(a: &mut Asm) -> Made {
+    a.movq(xmm3, rbx)?;
+    a.paddq(xmm1, xmm3)?;
+    a.rdtsc()?;
+    a.mov(r9, rbx)?;
+    a.cpuid()?;
+    a.mov(rbx, r9)?;
+    a.paddq(xmm1, xmm3)
+}
+
 #[test]
 fn vector_registers_outlast_system_calls() {
     alike(|| {
         let mut g = machine();
-        kernel(&mut g, |a| {
-            a.movq(xmm3, rbx)?;
-            a.paddq(xmm1, xmm3)?;
-            a.rdtsc()?;
-            a.mov(r9, rbx)?;
-            a.cpuid()?;
-            a.mov(rbx, r9)?;
-            a.paddq(xmm1, xmm3)
-        });
+        kernel(&mut g, vectors_in_kernel);
         caller(&mut g, 20, vectors);
         g
     });

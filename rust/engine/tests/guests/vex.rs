@@ -10,6 +10,7 @@ use trapgate_x86::regs::{cr0, cr4, xcr0};
 use crate::common::engines::translator;
 use crate::common::*;
 use crate::passage::{Asm, Made, alike, caller, ends_at, interpreted, kernel, machine_of, nothing};
+use crate::unbroken::vectors_in_kernel;
 
 const ALL: u64 = xcr0::X87 | xcr0::SSE | xcr0::AVX;
 /// Where state is saved.
@@ -140,16 +141,8 @@ fn vectors(a: &mut Asm) -> Made {
 fn whole_registers_outlast_system_calls() {
     alike(|| {
         let mut g = machine();
-        kernel(&mut g, |a| {
-            // The kernel's own code has no VEX, and leaves for the interpreter.
-            a.movq(xmm3, rbx)?;
-            a.paddq(xmm1, xmm3)?;
-            a.rdtsc()?;
-            a.mov(r9, rbx)?;
-            a.cpuid()?;
-            a.mov(rbx, r9)?;
-            a.paddq(xmm1, xmm3)
-        });
+        // The kernel's own code has no VEX.
+        kernel(&mut g, vectors_in_kernel);
         caller(&mut g, 20, vectors);
         g
     });

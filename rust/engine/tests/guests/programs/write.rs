@@ -412,17 +412,20 @@ impl Writer {
                 continue;
             }
             bytes.truncate(usize::from(insn.len));
-            for (reg, value) in setup {
-                self.constant(reg, value);
-            }
-            if let Some(at) = relative {
-                let next = self.here() + bytes.len() as u64;
-                let disp = (offset.wrapping_sub(next) as u32).to_le_bytes();
-                bytes[tail_at + at..tail_at + at + 4].copy_from_slice(&disp);
-            }
-            self.insn(&bytes);
-            return;
+            return self.place_insn(bytes, offset, &setup, relative.map(|at| tail_at + at));
         }
+    }
+
+    /// Writes an instruction behind what sets its registers up; `relative` is where its displacement counts from RIP.
+    fn place_insn(&mut self, mut bytes: Vec<u8>, offset: u64, setup: &[(u8, u64)], relative: Option<usize>) {
+        for &(reg, value) in setup {
+            self.constant(reg, value);
+        }
+        if let Some(at) = relative {
+            let next = self.here() + bytes.len() as u64;
+            bytes[at..at + 4].copy_from_slice(&(offset.wrapping_sub(next) as u32).to_le_bytes());
+        }
+        self.insn(&bytes);
     }
 
     /// ModRM, SIB and displacement for an offset, with what registers must hold; gives X and B of REX.

@@ -137,16 +137,7 @@ impl Writer {
                 continue;
             }
             bytes.truncate(usize::from(insn.len));
-            for (reg, value) in setup {
-                self.constant(reg, value);
-            }
-            if let Some(at) = relative {
-                let next = self.here() + bytes.len() as u64;
-                let disp = (offset.wrapping_sub(next) as u32).to_le_bytes();
-                bytes[tail_at + at..tail_at + at + 4].copy_from_slice(&disp);
-            }
-            self.insn(&bytes);
-            return;
+            return self.place_insn(bytes, offset, &setup, relative.map(|at| tail_at + at));
         }
     }
 }
