@@ -211,6 +211,12 @@ impl GuestMemory {
         self.ram.read(host, buf);
     }
 
+    /// Which of the 64 lines of a page, of 64 bytes each, hold a word of 8 bytes whose lowest bit is set: where the present
+    /// entries of a page table are.
+    pub fn odd_lines(&self, host: u64) -> u64 {
+        self.ram.odd_lines(host)
+    }
+
     /// Copies bytes to a host offset, inside one page, and notices the write.
     pub fn write_host(&self, host: u64, bytes: &[u8]) {
         self.ram.write(host, bytes);
@@ -294,6 +300,28 @@ mod tests {
     fn memory() -> GuestMemory {
         let region = |start, len| Region { start, len, read_only: false };
         GuestMemory::new(&[region(0x1_0000_0000, 0x4000), region(0, 0x8000)]).unwrap()
+    }
+
+    #[test]
+    fn lines_with_an_odd_word_are_found() {
+        let memory = memory();
+        let host = memory.page(0x2000).unwrap().offset;
+        assert_eq!(memory.odd_lines(host), 0);
+        memory.fill_host(host, PAGE as usize, 0xfe);
+        assert_eq!(memory.odd_lines(host), 0);
+        let mut want = 0;
+        for entry in (0..512u64).map(|n| n * 77 % 512) {
+            let line = entry / 8;
+            memory.store::<u64>(host + 8 * entry, 1);
+            want |= 1 << line;
+            assert_eq!(memory.odd_lines(host), want, "{entry}");
+            if entry % 3 == 0 {
+                memory.store::<u64>(host + 8 * entry, !1);
+                let still = (0..8).any(|n| memory.load::<u64>(host + 64 * line + 8 * n) & 1 != 0);
+                want = if still { want } else { want & !(1 << line) };
+                assert_eq!(memory.odd_lines(host + 0x123), want, "{entry}");
+            }
+        }
     }
 
     #[test]

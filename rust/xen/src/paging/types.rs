@@ -4,36 +4,49 @@
 //! refers to, always, even if the frame was that kind of table last, because the references went with the last use. A
 //! count that reaches 0 drops them at once: guests make tables writable directly after the call that ended their use.
 
-use trapgate_engine::memory::PAGE;
+use trapgate_engine::memory::GuestMemory;
 
 use super::entry::{ENTRIES, Entry, RESERVED_L4};
 use super::{DirectPaging, FrameType, TlbControl};
 use crate::Errno;
 
-/// A table's entries, copied: most are not present, and finding that out of a copy takes a fraction of the time.
-struct Table([u8; PAGE as usize]);
+/// Entries in a line of memory.
+const IN_LINE: u64 = 8;
 
-/// Entries that are looked at together.
-const GROUP: usize = 8;
+/// The entries of a table that lie in lines with a present one. Most lines of most tables have none.
+#[derive(Debug)]
+struct Lines {
+    /// Host offset of the table.
+    host: u64,
+    /// Lines to come, a bit for each.
+    lines: u64,
+    /// Entries to come of the line that was begun.
+    entries: std::ops::Range<u64>,
+}
 
-impl Table {
-    /// The present ones of the first `count` entries, with their numbers.
-    fn present(&self, count: u64) -> impl Iterator<Item = (u64, Entry)> {
-        let groups = self.0.chunks_exact(8 * GROUP).zip((0u64..).step_by(GROUP));
-        let some = groups.filter(|(group, _)| group.iter().step_by(8).fold(0, |all, low| all | low) & 1 != 0);
-        let entries = some.flat_map(|(group, first)| {
-            let word = |bytes: &[u8]| bytes.iter().rev().fold(0, |word, byte| word << 8 | u64::from(*byte));
-            (first..).zip(group.chunks_exact(8).map(move |bytes| Entry(word(bytes))))
-        });
-        entries.filter(move |(at, entry)| *at < count && entry.present())
+impl Lines {
+    fn next(&mut self, memory: &GuestMemory) -> Option<(u64, Entry)> {
+        loop {
+            for at in self.entries.by_ref() {
+                let entry = Entry(memory.load(self.host + 8 * at));
+                if entry.present() {
+                    return Some((at, entry));
+                }
+            }
+            if self.lines == 0 {
+                return None;
+            }
+            let first = u64::from(self.lines.trailing_zeros()) * IN_LINE;
+            self.lines &= self.lines - 1;
+            self.entries = first..first + IN_LINE;
+        }
     }
 }
 
 impl DirectPaging {
-    fn table(&self, slot: usize) -> Table {
-        let mut table = Table([0; PAGE as usize]);
-        self.memory.read_host(self.frames.host(slot), &mut table.0);
-        table
+    fn lines(&self, slot: usize) -> Lines {
+        let host = self.frames.host(slot);
+        Lines { host, lines: self.memory.odd_lines(host), entries: 0..0 }
     }
 
     /// A general reference and one of the type.
@@ -112,7 +125,8 @@ impl DirectPaging {
 
     /// Takes what all entries of a new table refer to, or nothing.
     fn promote(&mut self, tlb: &mut dyn TlbControl, slot: usize, level: u8) -> Result<(), Errno> {
-        for (at, entry) in self.table(slot).present(ENTRIES) {
+        let mut lines = self.lines(slot);
+        while let Some((at, entry)) = lines.next(&self.memory) {
             let taken = if level == 1 {
                 self.take_l1(entry)
             } else if level == 4 && RESERVED_L4.contains(&at) {
@@ -130,7 +144,8 @@ impl DirectPaging {
 
     /// Drops what the first `count` entries of a table refer to.
     fn drop_entries(&mut self, tlb: &mut dyn TlbControl, slot: usize, level: u8, count: u64) {
-        for (at, entry) in self.table(slot).present(count) {
+        let mut lines = self.lines(slot);
+        while let Some((at, entry)) = lines.next(&self.memory).filter(|(at, _)| *at < count) {
             if level == 1 {
                 self.drop_l1(tlb, entry);
             } else if !(level == 4 && RESERVED_L4.contains(&at)) {
