@@ -119,10 +119,7 @@ impl Vcpu {
         match self.kept.take_writable(host) {
             NOWHERE => {}
             ANYWHERE => self.tlb.protect_host(host),
-            page => {
-                self.tlb.flush_page(page & !1);
-                self.tlb.protect_kept(host);
-            }
+            page => self.tlb.protect_page(host, page & !1),
         }
     }
 
@@ -168,7 +165,9 @@ impl Vcpu {
     fn place_window(&mut self, linear: u64, paging: &Paging, access: Access, system: bool) -> Done<Place> {
         let shown =
             if access.user || access.write && !system { None } else { self.shown(linear, paging, system) };
-        let Some((gpa, page)) = shown.and_then(|gpa| Some((gpa, self.memory.page(gpa)?))) else {
+        let Some((gpa, global, page)) =
+            shown.and_then(|(gpa, global)| Some((gpa, global, self.memory.page(gpa)?)))
+        else {
             let write = if access.write { pf::W } else { 0 };
             let user = if access.user { pf::U } else { 0 };
             return self.raise(Exception::page_fault(linear, write | user));
@@ -184,24 +183,24 @@ impl Vcpu {
             writable: false,
             executable: false,
             dirty: true,
-            global: false,
+            global,
         };
         Ok(self.enter(linear, paging, &mapping, false))
     }
 
-    /// Where what is shown at a linear address lies.
-    fn shown(&self, linear: u64, paging: &Paging, system: bool) -> Option<u64> {
+    /// Where what is shown at a linear address lies, and whether that hangs on no page table.
+    fn shown(&self, linear: u64, paging: &Paging, system: bool) -> Option<(u64, bool)> {
         let of =
             |window: &&Window| window.system == system && linear.wrapping_sub(window.linear) < window.bytes;
         let window = self.windows.shown.iter().find(of)?;
         let offset = linear - window.linear;
         match window.to {
-            WindowTo::Physical(gpa) => Some(gpa + offset),
+            WindowTo::Physical(gpa) => Some((gpa + offset, true)),
             WindowTo::Linear { root, linear } => {
                 let paging = Paging { cr3: root, ..*paging };
                 walk::walk(&self.memory, &paging, linear.wrapping_add(offset), |_| {})
                     .ok()
-                    .map(|found| found.gpa)
+                    .map(|found| (found.gpa, false))
             }
         }
     }

@@ -56,6 +56,8 @@ pub enum Change {
     Page(u64),
     /// The right to write to a host page.
     Protect(u64),
+    /// The same, where only one linear page may have it.
+    ProtectPage { host: u64, page: u64 },
     /// What is of this address space in a view.
     View { user: bool },
     /// The same, which may come back.
@@ -253,7 +255,8 @@ impl Tlb {
     }
 
     fn note(&mut self, change: Change) {
-        if self.changes.first() == Some(&Change::All) && !matches!(change, Change::Protect(_)) {
+        let protects = matches!(change, Change::Protect(_) | Change::ProtectPage { .. });
+        if self.changes.first() == Some(&Change::All) && !protects {
             return;
         }
         if self.changes.len() >= MOST_CHANGES {
@@ -315,6 +318,18 @@ impl Tlb {
         self.note(Change::Protect(host));
         for entry in self.entries.iter_mut().filter(|e| e.host == host) {
             entry.write = NONE;
+        }
+        self.protect_kept(host);
+    }
+
+    /// The same where only one linear page may have that right.
+    pub fn protect_page(&mut self, host: u64, linear: u64) {
+        self.note(Change::ProtectPage { host, page: linear });
+        for user in [false, true] {
+            let entry = &mut self.entries[Self::index(linear, user) & (2 * SIZE - 1)];
+            if entry.host == host {
+                entry.write = NONE;
+            }
         }
         self.protect_kept(host);
     }

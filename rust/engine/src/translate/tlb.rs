@@ -139,6 +139,9 @@ impl Translator {
                 Change::Local => self.flush_local(),
                 Change::Page(page) => self.flush_page(page),
                 Change::Protect(host) => self.protect(cpu.memory.host_base() as u64 + host),
+                Change::ProtectPage { host, page } => {
+                    self.protect_page(cpu.memory.host_base() as u64 + host, page);
+                }
                 Change::View { user } => self.drop_view(cpu, user),
                 Change::Leave { user, space } => self.leave_space(cpu, user, space),
                 Change::Enter { user, space, right } => self.enter_space(cpu, user, space, right),
@@ -246,6 +249,16 @@ impl Translator {
             }
         }
         self.forget_stacks_on(|minus, delta| delta.wrapping_sub(minus) == host);
+    }
+
+    /// The same where only one linear page may have it.
+    fn protect_page(&mut self, host: u64, page: u64) {
+        self.close_gates_on(host);
+        let (context, index, tag) = (self.context.get_mut(), Context::index(page), page.wrapping_neg());
+        for view in context.tlb.iter_mut().filter(|view| view.minus_read[index] == tag) {
+            view.minus_write[index] = empty(index);
+        }
+        self.forget_stacks_on(|minus, _| minus == tag);
     }
 
     /// No page is the stack's any more.
