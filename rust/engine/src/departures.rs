@@ -30,6 +30,10 @@ pub struct Departures {
     pub exceptions: u64,
     /// Interrupts; of a para-virtual guest, event upcalls.
     pub interrupts: u64,
+    /// With shadow page tables: stores to page tables that have a shadow.
+    pub table_stores: u64,
+    /// With shadow page tables: accesses for which an entry of a shadow had to be filled in, of which the guest learns nothing.
+    pub hidden_faults: u64,
 }
 
 impl Departures {

@@ -40,6 +40,7 @@ Counts of instructions, with K, M or G:
   --elide yes|no    engines: one check stands for several accesses           (yes)
   --keep yes|no     engines: pages and targets are kept                      (yes)
   --paranoid yes|no engines: all of these short cuts are taken away          (no)
+  --paging NAME     engines: walk, or shadow: with shadow page tables        (walk)
   --skip yes|no     qemu: run ours alone where the guest only polls devices  (yes)
 
 Exit status: 0 no difference, 1 a difference, 2 an error.";
@@ -62,7 +63,7 @@ struct Options(Vec<(String, String)>);
 
 impl Options {
     fn parse(mut args: impl Iterator<Item = String>) -> Result<Options, AnyError> {
-        const KNOWN: [&str; 18] = [
+        const KNOWN: [&str; 19] = [
             "cpu",
             "kernel",
             "initrd",
@@ -81,6 +82,7 @@ impl Options {
             "elide",
             "keep",
             "paranoid",
+            "paging",
         ];
         let mut options = Vec::new();
         while let Some(arg) = args.next() {
@@ -171,13 +173,22 @@ fn run() -> Result<bool, AnyError> {
                     TranslateOptions::default()
                 };
                 let yes = |name: &str, usual: bool| options.get(name).map_or(usual, |said| said != "no");
-                paranoid::Against::Translated(TranslateOptions {
+                let shadows = match options.get("paging") {
+                    None | Some("walk") => false,
+                    Some("shadow") => true,
+                    Some(other) => return Err(format!("--paging {other}: it is walk or shadow").into()),
+                };
+                let with = TranslateOptions {
                     longest: options.number("longest", usual.longest.into())? as u32,
                     link: yes("link", usual.link),
                     elide: yes("elide", usual.elide),
                     keep: yes("keep", usual.keep),
                     ..usual
-                })
+                };
+                match shadows {
+                    false => paranoid::Against::Translated(with),
+                    true => paranoid::Against::Shadowed(with),
+                }
             };
             let plan = paranoid::Plan {
                 against,

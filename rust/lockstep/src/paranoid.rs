@@ -24,6 +24,8 @@ pub enum Against {
     Paranoid,
     /// The translator.
     Translated(TranslateOptions),
+    /// The translator, with shadow page tables.
+    Shadowed(TranslateOptions),
 }
 
 impl Against {
@@ -32,6 +34,10 @@ impl Against {
             Against::Paranoid => machine.set_paranoid(true),
             Against::Translated(options) => {
                 machine.set_translate(Some(options));
+            }
+            Against::Shadowed(options) => {
+                machine.set_translate(Some(options));
+                machine.set_shadow_paging(true);
             }
         }
     }

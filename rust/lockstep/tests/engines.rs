@@ -20,11 +20,12 @@ use common::{debian, full};
 
 /// Runs a boot to `start`, then on both engines and compares at every step.
 #[track_caller]
-fn same(guest: &Guest, options: TranslateOptions, start: u64, end: u64, step: u64) {
+fn same(guest: &Guest, options: TranslateOptions, shadow: bool, start: u64, end: u64, step: u64) {
     let (mut one, mut other) = (guest.machine().unwrap(), guest.machine().unwrap());
     run(&mut one, start);
     run(&mut other, start);
     assert!(other.set_translate(Some(options)), "this host cannot translate");
+    other.set_shadow_paging(shadow);
     let mut at = start;
     while at < end {
         at += step;
@@ -43,7 +44,15 @@ fn same(guest: &Guest, options: TranslateOptions, start: u64, end: u64, step: u6
 fn debian_boots_the_same_way_translated() {
     let Some(guest) = debian() else { return };
     let end = if full() { 3_000_000_000 } else { 200_000_000 };
-    same(&guest, TranslateOptions::default(), 0, end, 20_000_000);
+    same(&guest, TranslateOptions::default(), false, 0, end, 20_000_000);
+}
+
+/// Past the point where the kernel has page tables of its own.
+#[test]
+fn debian_boots_the_same_way_with_shadow_page_tables() {
+    let Some(guest) = debian() else { return };
+    let end = if full() { 3_000_000_000 } else { 200_000_000 };
+    same(&guest, TranslateOptions::default(), true, 0, end, 20_000_000);
 }
 
 /// Each of the translator's short cuts taken away, over less of it: page tables of the kernel's own, from 18 million
@@ -61,7 +70,7 @@ fn debian_boots_the_same_way_without_short_cuts() {
         TranslateOptions { keep: false, ..usual },
         TranslateOptions::PARANOID,
     ] {
-        same(&guest, options, 18_000_000, 18_000_000 + more, 500_000);
+        same(&guest, options, false, 18_000_000, 18_000_000 + more, 500_000);
     }
 }
 

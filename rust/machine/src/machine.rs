@@ -262,6 +262,11 @@ impl Machine {
         self.engine.set_translate(options)
     }
 
+    /// Keeps shadow page tables for an unmodified guest; see [`Vcpu::set_shadow_paging`].
+    pub fn set_shadow_paging(&mut self, on: bool) {
+        self.engine.cpu.set_shadow_paging(on);
+    }
+
     /// What the translator did, if there is one.
     pub fn translator_stats(&self) -> Option<TranslatorStats> {
         self.engine.translator_stats()

@@ -277,7 +277,7 @@ impl Core {
 #[pymethods]
 impl Core {
     #[new]
-    #[pyo3(signature = (*, mode, domid, maximum_memory, memory, cpu, engine, kernel, initrd, append, protocol, virtual_clock, seed, debug_console, debug_exit))]
+    #[pyo3(signature = (*, mode, domid, maximum_memory, memory, cpu, engine, shadow_paging, kernel, initrd, append, protocol, virtual_clock, seed, debug_console, debug_exit))]
     #[expect(
         clippy::too_many_arguments,
         reason = "keyword-only, and checked by the config that they come from"
@@ -290,6 +290,7 @@ impl Core {
         memory: u64,
         cpu: &str,
         engine: &str,
+        shadow_paging: bool,
         kernel: &[u8],
         initrd: Option<&[u8]>,
         append: &str,
@@ -335,6 +336,7 @@ impl Core {
             other => errors::internal(other),
         })?;
         choose_engine(&mut machine, engine)?;
+        machine.set_shadow_paging(shadow_paging);
         Ok(Core {
             open: Mutex::new(Some(Open {
                 memory: Arc::clone(machine.cpu().memory()),
@@ -538,6 +540,8 @@ impl Core {
             ("page_faults", left.page_faults),
             ("exceptions", left.exceptions),
             ("interrupts", left.interrupts),
+            ("trapped_stores", left.table_stores),
+            ("hidden_faults", left.hidden_faults),
         ])
     }
 

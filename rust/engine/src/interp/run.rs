@@ -103,7 +103,7 @@ impl Engine {
 
     /// Bytes that translations take, the inline TLB apart, whose size is fixed.
     pub fn translation_bytes(&self) -> usize {
-        self.cpu.shadow_tables.bytes()
+        self.cpu.shadow_tables.bytes() + self.cpu.shadow_pages.as_ref().map_or(0, |shadows| shadows.bytes())
     }
 
     /// Runs until the count `until` or a reason to leave. On [`Exit::Budget`] the platform's next event may be due

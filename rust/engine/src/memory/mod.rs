@@ -5,11 +5,14 @@
 //! an executor whether its copy of the code may still be used, whichever alias or device wrote.
 
 mod host;
+mod tables;
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use host::HostRam;
 pub use host::Word;
+use tables::TracedTables;
+pub(crate) use tables::after_a_write;
 
 /// Size of a page and of the unit in which writes are noticed.
 pub const PAGE: u64 = 4096;
@@ -66,6 +69,7 @@ pub struct GuestMemory {
     code: Vec<AtomicU32>,
     /// Times that a page with cached code was written first.
     code_writes: AtomicU64,
+    tables: TracedTables,
 }
 
 impl GuestMemory {
@@ -87,7 +91,8 @@ impl GuestMemory {
         }
         let ram = HostRam::new(host)?;
         let code = (0..host / PAGE).map(|_| AtomicU32::new(0)).collect();
-        Ok(GuestMemory { ram, placed, code, code_writes: AtomicU64::new(0) })
+        let tables = TracedTables::default();
+        Ok(GuestMemory { ram, placed, code, code_writes: AtomicU64::new(0), tables })
     }
 
     /// The regions, in ascending order.
@@ -194,9 +199,40 @@ impl GuestMemory {
         }
     }
 
+    /// The same for a flag that a walk sets in an entry of a page table: shadows of the table stay right.
+    pub(crate) fn mark_entry<T: Word>(&self, host: u64, old: T, new: T) -> Result<T, T> {
+        let done = self.ram.compare_exchange(host, old, new);
+        if done.is_ok() {
+            self.code_written(host);
+        }
+        done
+    }
+
+    /// Begins to trace writes to a page that holds a page table with a shadow; gives its state.
+    pub(crate) fn trace_table(&self, host: u64) -> u32 {
+        self.tables.trace(host, self.len() / PAGE)
+    }
+
+    /// Ends that.
+    pub(crate) fn release_table(&self, host: u64) {
+        self.tables.release(host);
+    }
+
+    /// Odd while the page is traced; any write to it changes this, see [`after_a_write`].
+    #[inline]
+    pub(crate) fn table_state(&self, host: u64) -> u32 {
+        self.tables.state(host)
+    }
+
     /// Notices a write to the page at a host offset.
     #[inline]
     pub fn page_written(&self, host: u64) {
+        self.tables.written(host);
+        self.code_written(host);
+    }
+
+    #[inline]
+    fn code_written(&self, host: u64) {
         let cell = &self.code[(host / PAGE) as usize];
         let now = cell.load(Ordering::Acquire);
         if now & 1 == 1 {

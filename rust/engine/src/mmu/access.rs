@@ -8,8 +8,7 @@ use trapgate_x86::features::Features;
 use trapgate_x86::insn::Seg;
 use trapgate_x86::regs::{cr0, cr3, cr4, rflags};
 
-use super::tlb::Rights;
-use super::walk::{self, Access};
+use super::walk;
 use crate::fault::{Done, Exception, Stop};
 use crate::hooks::HookKind;
 use crate::memory::{PAGE, Word};
@@ -41,7 +40,7 @@ pub enum Intent {
 }
 
 impl Intent {
-    fn writes(self) -> bool {
+    pub(super) fn writes(self) -> bool {
         matches!(self, Intent::Write | Intent::SystemWrite)
     }
 }
@@ -131,7 +130,7 @@ impl Vcpu {
                     Err(seen) => old = seen,
                 }
             };
-            self.after_write(host);
+            self.after_write(host, T::SIZE);
             self.note_access(linear, T::SIZE as u64, Some(old.to_u64()), None);
             self.note_access(linear, T::SIZE as u64, None, Some(new_value.to_u64()));
             return Ok(());
@@ -247,7 +246,7 @@ impl Vcpu {
         match place {
             Place::Ram(host) => {
                 self.memory.store(host, value);
-                self.after_write(host);
+                self.after_write(host, T::SIZE);
             }
             Place::Rom(_) | Place::Table(_) => {}
             Place::Device(gpa) => {
@@ -259,8 +258,12 @@ impl Vcpu {
         }
     }
 
-    /// After a store by the slow way: code of the page may have been running.
-    pub(crate) fn after_write(&mut self, host: u64) {
+    /// After a store of so many bytes by the slow way: code of the page may have been running, and it may hold a page table
+    /// with a shadow.
+    pub(crate) fn after_write(&mut self, host: u64, len: usize) {
+        if self.shadow_pages.is_some() {
+            self.follow_store(host, len);
+        }
         if self.running_pages.contains(&(host & !0xfff)) {
             self.end_block();
         }
@@ -288,7 +291,7 @@ impl Vcpu {
     }
 
     /// Whether a memory hook covers some of a page.
-    fn page_is_hooked(&self, linear: u64) -> bool {
+    pub(super) fn page_is_hooked(&self, linear: u64) -> bool {
         let (first, last) = (linear & !0xfff, linear | 0xfff);
         self.hooks.memory
             && (self.hooks.covers(HookKind::MemRead, first, last)
@@ -311,82 +314,6 @@ impl Vcpu {
 
     pub(crate) fn alignment_checks(&self) -> bool {
         self.cr0 & cr0::AM != 0 && self.cpl == 3 && self.flags.is_set(rflags::AC)
-    }
-
-    /// Finds where a linear address lies, for an access that does not cross a page.
-    pub fn place(&mut self, seg: Seg, linear: u64, intent: Intent, size: u64) -> Done<Place> {
-        if self.mode.long && !canonical(linear) {
-            let vector = if seg == Seg::Ss { Vector::Ss } else { Vector::Gp };
-            return self.raise(Exception::with_error(vector, 0));
-        }
-        let linear = if self.mode.long { linear } else { linear & u64::from(u32::MAX) };
-        debug_assert!((linear & 0xfff) + size <= PAGE);
-        let system = matches!(intent, Intent::SystemRead | Intent::SystemWrite);
-        let user = self.cpl == 3 && !self.kernel_mode && !system;
-        let access = Access {
-            write: intent.writes(),
-            fetch: intent == Intent::Fetch,
-            user,
-            smap_off: !system && self.flags.is_set(rflags::AC),
-        };
-        let paging = self.paging();
-        if self.is_para() {
-            return self.place_direct(linear, &paging, access, system);
-        }
-        if let Some(known) = self.shadow_tables.get(linear)
-            && paging.allows(&known, access)
-            && (known.dirty || !access.write)
-        {
-            return Ok(self.enter(linear, &paging, &known, user));
-        }
-        match walk::translate(&self.memory, &paging, linear, access) {
-            Ok(mapping) => {
-                self.shadow_tables.insert(linear, mapping);
-                Ok(self.enter(linear, &paging, &mapping, user))
-            }
-            Err(fault) => {
-                // A fault is raised by a fresh walk only and takes what was cached of its page with it.
-                self.flush_page(linear);
-                self.raise(Exception::page_fault(linear, fault.error))
-            }
-        }
-    }
-
-    /// Enters a translation into the TLB where that is allowed, and gives its place.
-    pub(super) fn enter(
-        &mut self,
-        linear: u64,
-        paging: &walk::Paging,
-        m: &walk::Mapping,
-        user: bool,
-    ) -> Place {
-        let offset = m.gpa & 0xfff;
-        let Some(page) = self.memory.page(m.gpa) else { return Place::Device(m.gpa) };
-        let watched = self.memory.code_state(page.offset) & 1 == 1;
-        let smap_off = self.flags.is_set(rflags::AC);
-        let may = |write, fetch| paging.allows(m, Access { write, fetch, user, smap_off });
-        let slow = self.alignment_checks() || self.page_has_breakpoint(linear) || self.page_is_hooked(linear);
-        let rights = Rights {
-            read: may(false, false) && !slow,
-            write: may(true, false) && m.dirty && !watched && !page.read_only && !slow,
-            fetch: may(false, true),
-            global: m.global,
-        };
-        if self.para && rights.write {
-            let pages = (self.memory.len() / PAGE) as usize;
-            self.kept.note_writable(page.offset, linear, pages);
-        }
-        self.tlb.fill(linear, user, page.offset, m.page_size, rights);
-        if page.read_only { Place::Rom(page.offset + offset) } else { Place::Ram(page.offset + offset) }
-    }
-
-    /// Finds the host page of an instruction fetch.
-    pub fn fetch_place(&mut self, linear: u64) -> Done<Place> {
-        let entry = self.tlb.entry(linear, self.user_view);
-        if entry.fetch == linear & !0xfff {
-            return Ok(Place::Ram(entry.host + (linear & 0xfff)));
-        }
-        self.place(Seg::Cs, linear, Intent::Fetch, 1)
     }
 
     /// Reads bytes by the slow way, for operands wider than a word.
@@ -440,7 +367,7 @@ impl Vcpu {
             match self.place(seg, at, Intent::Write, n as u64)? {
                 Place::Ram(host) => {
                     self.memory.write_host(host, piece);
-                    self.after_write(host);
+                    self.after_write(host, piece.len());
                 }
                 Place::Rom(_) => {}
                 Place::Table(_) => return self.refuse_table(at),

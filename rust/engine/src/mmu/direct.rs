@@ -240,7 +240,7 @@ impl Vcpu {
         }
         let stored = self.with_monitor(|monitor, cpu| monitor.store(cpu, store)).unwrap_or(Stored::Refused);
         if let Some(page) = self.memory.page(store.gpa) {
-            self.after_write(page.offset);
+            self.after_write(page.offset, store.size.into());
         }
         Ok(stored)
     }

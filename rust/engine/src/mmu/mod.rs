@@ -4,7 +4,9 @@ pub mod access;
 pub(crate) mod direct;
 pub mod inspect;
 pub(crate) mod kept;
+mod place;
 pub(crate) mod shadow;
+pub(crate) mod shadow_pages;
 pub mod tlb;
 pub mod walk;
 

@@ -80,7 +80,7 @@ pub struct PageFault {
 }
 
 /// An entry as a walk met it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Step {
     /// 4 for PML4 down to 1 for a page table.
     pub level: u8,
@@ -235,9 +235,9 @@ fn replace(memory: &GuestMemory, format: Format, step: &Step, want: u64) -> bool
     }
     let host = page.offset + step.entry_gpa % PAGE;
     if format == Format::Bits32 {
-        memory.compare_exchange(host, step.entry as u32, want as u32).is_ok()
+        memory.mark_entry(host, step.entry as u32, want as u32).is_ok()
     } else {
-        memory.compare_exchange(host, step.entry, want).is_ok()
+        memory.mark_entry(host, step.entry, want).is_ok()
     }
 }
 

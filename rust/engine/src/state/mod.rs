@@ -22,6 +22,7 @@ use crate::hooks::{HookEvent, HookId, HookKind, Hooks};
 use crate::memory::GuestMemory;
 use crate::mmu::kept::Kept;
 use crate::mmu::shadow::Shadow as ShadowTables;
+use crate::mmu::shadow_pages::ShadowPages;
 use crate::mmu::tlb::Tlb;
 use crate::monitor::{Monitor, Windows};
 use crate::platform::Platform;
@@ -149,6 +150,8 @@ pub struct Vcpu {
     pub(crate) monitor: Option<Box<dyn Monitor>>,
     pub(crate) tlb: Tlb,
     pub(crate) shadow_tables: ShadowTables,
+    /// Shadow page tables that see the guest's stores to its own, in place of the second level above.
+    pub(crate) shadow_pages: Option<Box<ShadowPages>>,
     pub(crate) memory: Arc<GuestMemory>,
     pub(crate) platform: Box<dyn Platform>,
     pub(crate) requests: Arc<Requests>,
@@ -247,6 +250,7 @@ impl Vcpu {
             monitor: None,
             tlb: Tlb::default(),
             shadow_tables: ShadowTables::default(),
+            shadow_pages: None,
             memory,
             platform,
             requests,

@@ -306,6 +306,12 @@ impl Translator {
             (tag == linear & !0xfff).then_some(entry)
         };
         let mut found = known(cpu);
+        if write && found.is_none() {
+            let entry = cpu.tlb.entry(linear, cpu.user_view);
+            if entry.read == linear & !0xfff && cpu.is_traced(entry.host) {
+                return false;
+            }
+        }
         if found.is_none() && group && write && !self.may_write(cpu, linear) {
             // To make the page writable is up to the member that writes.
             return false;
@@ -364,7 +370,7 @@ impl Translator {
     }
 
     /// Whether a page is known to be writable and dirty: looking further would mark it so.
-    fn may_write(&self, cpu: &Vcpu, linear: u64) -> bool {
+    fn may_write(&self, cpu: &mut Vcpu, linear: u64) -> bool {
         let access = walk::Access {
             write: true,
             fetch: false,
@@ -376,7 +382,9 @@ impl Translator {
             let found = walk::walk(&cpu.memory, &paging, linear, |_| {});
             return found.is_ok_and(|known| known.dirty && paging.allows(&known, access));
         }
-        cpu.shadow_tables.get(linear).is_some_and(|known| known.dirty && cpu.paging().allows(&known, access))
+        let paging = cpu.paging();
+        let known = cpu.found_before(&paging, linear);
+        known.is_some_and(|known| known.dirty && paging.allows(&known, access))
     }
 
     /// Lets indirect branches find a unit.

@@ -11,6 +11,8 @@ use crate::common::engines::{ENGINE, STATISTICS, Sum, sum};
 
 /// Guests that fill tables to their limits: long, and with little in them that is translated.
 const LONG: [&str; 2] = ["bounds::", "hostile::"];
+/// A guest that fills the second level of translation, of which shadow page tables take the place.
+const PCIDS: &str = "bounds::translations_under_every_pcid_are_bounded";
 /// What has no place in such a run: this module; programs that are run on both engines anyway, or of which the interpreter
 /// must run some (they see flags that the manual leaves undefined); the budget of the interpreter's blocks.
 const OTHERS: [&str; 4] =
@@ -57,6 +59,17 @@ fn guests_do_the_same_with_units_of_one_instruction() {
 fn guests_do_the_same_without_links() {
     let Some(sum) = suite("unlinked", &LONG) else { return };
     assert!(sum.entries > 8_000, "little was translated: {sum:?}");
+}
+
+#[test]
+fn guests_do_the_same_with_shadow_page_tables() {
+    let Some(sum) = suite("translator+shadow", &[PCIDS]) else { return };
+    assert!(sum.units > 1_000 && sum.entries > 8_000, "little was translated: {sum:?}");
+}
+
+#[test]
+fn guests_do_the_same_interpreted_with_shadow_page_tables() {
+    suite("interpreter+shadow", &LONG);
 }
 
 #[test]

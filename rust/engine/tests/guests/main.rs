@@ -26,6 +26,7 @@ mod registers;
 mod returns;
 mod segments;
 mod selfmod;
+mod shadow_paging;
 mod shadows;
 mod smoke;
 mod spaces;

@@ -5,8 +5,11 @@ use std::io::Write;
 use trapgate_engine::Engine;
 use trapgate_engine::translate::{TranslateOptions, TranslatorStats};
 
-/// Variable that names the engine of a whole run of the suite: one of [`TRANSLATORS`], nothing for the interpreter.
+/// Variable that names the engine of a whole run of the suite: one of [`TRANSLATORS`] or [`INTERPRETER`], which nothing
+/// means as well, and behind it [`SHADOW`] for shadow page tables.
 pub const ENGINE: &str = "TRAPGATE_ENGINE";
+pub const INTERPRETER: &str = "interpreter";
+pub const SHADOW: &str = "+shadow";
 /// Variable that asks for a line of statistics from each guest, on the standard error.
 pub const STATISTICS: &str = "TRAPGATE_ENGINE_STATISTICS";
 
@@ -34,7 +37,9 @@ pub fn translator(name: &str) -> TranslateOptions {
 /// Gives an engine what the environment asks for.
 pub fn choose(engine: &mut Engine) {
     if let Ok(name) = std::env::var(ENGINE) {
-        assert!(engine.set_translate(Some(translator(&name))), "this host cannot translate");
+        engine.cpu.set_shadow_paging(name.ends_with(SHADOW));
+        let options = Some(name.trim_end_matches(SHADOW)).filter(|name| *name != INTERPRETER).map(translator);
+        assert!(engine.set_translate(options), "this host cannot translate");
     }
 }
 
