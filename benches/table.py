@@ -40,6 +40,30 @@ def main(path: str) -> None:
     for group, means in report["geometric_means"].items():
         ratios = ["" if means[peer] is None else f"**{digits(means[peer])}**" for peer in peers]
         print(f"| **{group}** | {' | '.join('' for _ in columns)} | {' | '.join(ratios)} |")
+    if any(program["departures"] for program in report["programs"]):
+        print()
+        departures(report["programs"])
+
+
+def departures(programs: list[dict[str, Any]]) -> None:
+    """Print how often an operation needs the monitor, and the price of an exit from which para-virtualization pays."""
+    guests = list(programs[0]["departures"])
+    others = [guest for guest in guests if guest != "para" and "para" in guests]
+    print(
+        f"| program | {' | '.join(guests)} | {' | '.join(f'para pays against {name}' for name in others)} |"
+    )
+    print("|---|" + "---|" * (len(guests) + len(others)))
+    for program in programs:
+        counts = [digits(sum(program["departures"][guest].values())) for guest in guests]
+        pays = [price(program["break_even"][f"para/{other}"]) for other in others]
+        print(f"| {program['name']} | {' | '.join(counts)} | {' | '.join(pays)} |")
+
+
+def price(nanoseconds: float | None) -> str:
+    """Write from which price of an exit on."""
+    if nanoseconds is None:
+        return "never"
+    return "now" if nanoseconds == 0 else f"from {digits(nanoseconds)} ns"
 
 
 if __name__ == "__main__":

@@ -74,6 +74,7 @@ class Core:
         memory: int,
         cpu: str,
         engine: str,
+        shadow_paging: bool,
         kernel: bytes,
         initrd: bytes | None,
         append: str,

@@ -25,6 +25,7 @@ __all__ = [
     "Machine",
     "Mode",
     "Nic",
+    "Paging",
     "Protocol",
     "Source",
     "format_size",
@@ -34,6 +35,7 @@ __all__ = [
 
 Mode: TypeAlias = Literal["full", "para", "hardware"]
 Engine: TypeAlias = Literal["auto", "translate", "interpret"]
+Paging: TypeAlias = Literal["walk", "shadow"]
 Clock: TypeAlias = Literal["real", "virtual"]
 CpuModel: TypeAlias = Literal["x86-64-v2", "x86-64-v3", "host"]
 Protocol: TypeAlias = Literal["auto", "linux64", "linux32", "pvh", "multiboot"]
@@ -150,6 +152,10 @@ class Machine:
     #: What executes guest code: "translate" is the binary translator, "interpret" the interpreter, to which the
     #: translator must be equal, and "auto" the translator where the host can run it.
     engine: Engine = "auto"
+    #: How the memory of an unmodified guest is virtualised: "walk" fills the TLB by walks of its page tables, as
+    #: a processor does; "shadow" keeps shadow page tables and traps stores to the guest's own, as monitors did before
+    #: processors had a second level of translation. The guest runs alike, at another price.
+    paging: Paging = "walk"
     cpu: CpuModel = "x86-64-v2"
     #: "real" follows the host's time; "virtual" counts instructions, and the same run twice is identical.
     clock: Clock = "real"
@@ -190,6 +196,10 @@ class Machine:
             for name in ("debug_console", "debug_exit"):
                 if getattr(self, name):
                     raise ConfigError(f"a para-virtual guest has no {name}: it has no ports")
+            if self.paging != "walk":
+                raise ConfigError(
+                    f"paging {self.paging!r} is for mode 'full': a para-virtual guest's own page tables are used"
+                )
 
     def _check_devices(self) -> None:
         for name, kind in (("disks", Disk), ("nics", Nic)):
@@ -263,6 +273,7 @@ class Machine:
 _CHOICES: dict[str, tuple[str, ...]] = {
     "mode": get_args(Mode),
     "engine": get_args(Engine),
+    "paging": get_args(Paging),
     "cpu": get_args(CpuModel),
     "clock": get_args(Clock),
     "protocol": get_args(Protocol),

@@ -56,8 +56,11 @@ class Departures:
     exceptions: int
     #: Interrupts; of a para-virtual guest, event upcalls.
     interrupts: int
-    #: Stores to its own page tables that a para-virtual guest left as they were, and that were carried out for it.
+    #: Stores of the guest's to its own page tables that were carried out for it: by a para-virtual guest, which left
+    #: them as they were, or by one with shadow page tables.
     trapped_stores: int
+    #: Accesses for which an entry of a shadow page table was filled in. The guest learns nothing of them.
+    hidden_faults: int
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -85,6 +85,7 @@ class VM:
             memory=machine.memory_bytes,
             cpu=machine.cpu,
             engine=machine.engine,
+            shadow_paging=machine.paging == "shadow",
             kernel=_contents("kernel", machine.kernel, max(machine.memory_bytes, _LARGEST_KERNEL)),
             initrd=None
             if machine.initrd is None
@@ -375,8 +376,10 @@ class VM:
         counts = core.translator_stats()
         translator = None if counts is None else TranslatorStats(**counts)
         engine = "interpret" if translator is None else "translate"
-        stores = 0 if self._domain is None else self._domain._native.counters()[1]
-        departures = Departures(trapped_stores=stores, **core.departures())
+        counted = core.departures()
+        if self._domain is not None:
+            counted["trapped_stores"] += self._domain._native.counters()[1]
+        departures = Departures(**counted)
         hypercalls = None if self._hypercalls is None else self._hypercalls.stats()
         return Stats(
             engine=engine, translator=translator, departures=departures, hypercalls=hypercalls, **core.stats()

@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 import subprocess
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from trapgate.bench import qemu
 from trapgate.bench.files import APPEND, PROGRAM, PROMPT, Files
-from trapgate.config import Engine, Machine, Mode
+from trapgate.config import Engine, Machine, Mode, Paging
 from trapgate.errors import GuestError
 from trapgate.vm import VM
 
@@ -18,6 +19,9 @@ __all__ = ["MEMORY", "Guest", "Native", "Peer", "Tcg", "Trapgate"]
 
 #: RAM of every guest.
 MEMORY = "512M"
+
+# Nanoseconds of a program in which departures are counted, about; it then runs for twice as long.
+_COUNTED = 50e6
 
 # Seconds of the host that a boot and a program may take, on a host that is busy as well.
 _BOOT = 180.0
@@ -80,11 +84,13 @@ class Native:
 class Trapgate:
     """A guest of trapgate, booted when it is first needed, with the real clock. It stands still while others run."""
 
-    def __init__(self, files: Files, engine: Engine, mode: Mode = "full") -> None:
+    def __init__(self, files: Files, engine: Engine, mode: Mode = "full", paging: Paging = "walk") -> None:
         self._files = files
         self._engine = engine
         self._mode = mode
+        self._paging = paging
         self._vm: VM | None = None
+        self._boot: dict[str, float] = {}
         #: The engine that has run guests.
         self.used = ""
 
@@ -97,6 +103,7 @@ class Trapgate:
             memory=MEMORY,
             engine=self._engine,
             mode=self._mode,
+            paging=self._paging,
         )
 
     def _booted(self) -> VM:
@@ -117,7 +124,27 @@ class Trapgate:
         with VM(self._machine(kernel, self._files.initrd)) as vm:
             vm.console.expect(PROMPT, timeout=_BOOT)
             self.used = vm.stats.engine
-            return float(time.perf_counter_ns() - start)
+            taken = float(time.perf_counter_ns() - start)
+            self._boot = {name: float(count) for name, count in asdict(vm.stats.departures).items()}
+            return taken
+
+    def boot_departures(self) -> dict[str, float]:
+        """Give what the last boot needed its monitor for, by reason; nothing if there was none."""
+        return self._boot
+
+    def departures(self, program: str, nanoseconds: float) -> dict[str, float]:
+        """Count what one operation, which takes so long, needs the monitor for, by reason.
+
+        Starting the program and ending it is not counted: it runs twice, once with twice as many operations.
+        """
+        operations = max(1, round(_COUNTED / nanoseconds))
+        once, twice = (self._departures(program, times * operations) for times in (1, 2))
+        return {name: max(0.0, (twice[name] - once[name]) / operations) for name in once}
+
+    def _departures(self, program: str, operations: int) -> dict[str, int]:
+        before = asdict(self._booted().stats.departures)
+        self.measure(program, operations)
+        return {name: count - before[name] for name, count in asdict(self._booted().stats.departures).items()}
 
     def close(self) -> None:
         """End the guest."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 __all__ = ["SUBJECT", "Figures", "Report", "Row"]
@@ -45,12 +45,32 @@ class Row:
     operation: str
     #: By the peer's name, "trapgate" among them. A boot has no native figures.
     figures: dict[str, Figures]
+    #: Of each guest of trapgate, how often one operation needs the monitor, by reason; empty unless that was counted.
+    departures: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def ratio(self, peer: str) -> float | None:
         """Give how many times as long as in `peer` it takes in trapgate, by the medians; None without figures."""
         if peer not in self.figures:
             return None
         return self.figures[SUBJECT].median / self.figures[peer].median
+
+    def left(self, peer: str) -> float | None:
+        """Give how often one operation needs the monitor; None if that was not counted."""
+        return sum(self.departures[peer].values()) if peer in self.departures else None
+
+    def break_even(self, peer: str, other: str) -> float | None:
+        """Give how many nanoseconds more each departure would have to cost for `peer` to take no longer than `other`.
+
+        On a processor whose exits cost more than those of a translator, `peer` is the quicker one from there on. 0 if
+        it is so already, None if it never is, or if something was not measured.
+        """
+        mine, others = self.left(peer), self.left(other)
+        if mine is None or others is None:
+            return None
+        longer = self.figures[peer].median - self.figures[other].median
+        if longer <= 0:
+            return 0.0
+        return longer / (others - mine) if others > mine else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +114,13 @@ class Report:
             "operation": row.operation,
             "nanoseconds": {peer: figures.as_dict() for peer, figures in row.figures.items()},
             "ratios": {peer: row.ratio(peer) for peer in self.peers},
+            "departures": row.departures,
+            "break_even": {
+                f"{peer}/{other}": row.break_even(peer, other)
+                for peer in row.departures
+                for other in row.departures
+                if peer != other
+            },
         }
 
 

@@ -20,9 +20,9 @@ from trapgate.images import Progress
 
 __all__ = ["PEERS", "run"]
 
-#: What trapgate can be compared with: the host itself, QEMU's translator, trapgate's own interpreter, and the same
-#: kernel file as a para-virtual guest.
-PEERS = ("native", "tcg", "interpret", "para")
+#: What trapgate can be compared with: the host itself, QEMU's translator, trapgate's own interpreter, the same guest
+#: with shadow page tables, and the same kernel file as a para-virtual guest.
+PEERS = ("native", "tcg", "interpret", "shadow", "para")
 
 
 def run(
@@ -31,13 +31,15 @@ def run(
     peers: Sequence[str] = ("native", "tcg"),
     runs: int = 5,
     operations: int | None = None,
+    departures: bool = False,
     sources: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> Report:
     """Measure programs and groups by name, all if there are none, in trapgate and in its peers.
 
-    Each program runs for about a fifth of a second, or does a given number of operations. `sources` is the folder
-    of the programs' sources, which is found in a checkout. What of QEMU is missing is installed if this is root.
+    Each program runs for about a fifth of a second, or does a given number of operations. With `departures` it is
+    counted afterwards what an operation needs the monitor for in each guest of trapgate. `sources` is the folder of the
+    programs' sources, which is found in a checkout. What of QEMU is missing is installed if this is root.
     """
     chosen = select(names)
     if not sys.platform.startswith("linux") or platform.machine() != "x86_64":
@@ -62,16 +64,24 @@ def run(
         for peer in (subject, *others.values()):
             stack.callback(peer.close)
         figures = _measure(chosen, {SUBJECT: subject, **others}, prepared, runs, operations, report)
+        guests = {
+            name: peer for name, peer in {SUBJECT: subject, **others}.items() if isinstance(peer, Trapgate)
+        }
+        counted = _count(chosen, guests, figures, report) if departures else {}
         return Report(
             peers=tuple(others),
             runs=runs,
             engine=subject.used,
             host=_host(prepared, peers),
-            rows=tuple(_row(each, figures) for each in chosen),
+            rows=tuple(_row(each, figures, counted) for each in chosen),
         )
 
 
-def _row(program: Program, figures: dict[tuple[str, str], list[float]]) -> Row:
+def _row(
+    program: Program,
+    figures: dict[tuple[str, str], list[float]],
+    departures: dict[tuple[str, str], dict[str, float]],
+) -> Row:
     return Row(
         name=program.name,
         group=program.group,
@@ -79,6 +89,7 @@ def _row(program: Program, figures: dict[tuple[str, str], list[float]]) -> Row:
         figures={
             peer: Figures(tuple(values)) for (name, peer), values in figures.items() if name == program.name
         },
+        departures={peer: counts for (name, peer), counts in departures.items() if name == program.name},
     )
 
 
@@ -87,6 +98,8 @@ def _make(name: str, program: Path, prepared: files.Files) -> Peer:
         return Native(program)
     if name == "para":
         return Trapgate(prepared, "auto", "para")
+    if name == "shadow":
+        return Trapgate(prepared, "auto", paging="shadow")
     return Tcg(prepared) if name == "tcg" else Trapgate(prepared, "interpret")
 
 
@@ -115,6 +128,26 @@ def _measure(
                     continue
                 figures.setdefault((program.name, name), []).append(measure())
     return figures
+
+
+def _count(
+    programs: Sequence[Program],
+    guests: dict[str, Trapgate],
+    figures: dict[tuple[str, str], list[float]],
+    progress: Progress,
+) -> dict[tuple[str, str], dict[str, float]]:
+    """Give departures of one operation, by program and guest."""
+    counted = {}
+    for number, program in enumerate(programs):
+        progress(f"Counting departures: {program.name}", number / len(programs))
+        for name, guest in guests.items():
+            measured = figures[program.name, name]
+            counted[program.name, name] = (
+                guest.boot_departures()
+                if program.group == "boot"
+                else guest.departures(program.name, min(measured))
+            )
+    return counted
 
 
 def _host(prepared: files.Files, peers: Sequence[str]) -> dict[str, str]:

@@ -26,6 +26,11 @@ _UNITS = ((1e9, "s"), (1e6, "ms"), (1e3, "µs"), (1.0, "ns"))
     help=f"What to compare with, of {', '.join(measuring.PEERS)}; empty for nothing.",
 )
 @click.option("--runs", default=5, show_default=True, help="Measure everything this many times.")
+@click.option(
+    "--departures",
+    is_flag=True,
+    help="Count what an operation needs the monitor for, and from which price of an exit on para-virtualization pays.",
+)
 @click.option("--operations", type=int, metavar="N", help="Do N operations of each program, for a trial.")
 @click.option(
     "--sources", type=click.Path(path_type=Path), metavar="DIR", help="Where the programs' sources are."
@@ -37,6 +42,7 @@ def bench(
     peers: str,
     runs: int,
     operations: int | None,
+    departures: bool,
     sources: Path | None,
     json_file: str | None,
 ) -> None:
@@ -54,6 +60,7 @@ def bench(
             peers=[peer.strip() for peer in peers.split(",") if peer.strip()],
             runs=runs,
             operations=operations,
+            departures=departures,
             sources=sources,
             progress=report,
         )
@@ -61,6 +68,8 @@ def bench(
         write_json(found.as_dict(), json_file)
     if json_file != "-":
         _show(found)
+        if departures:
+            _show_departures(found)
 
 
 def _list(names: tuple[str, ...], json_file: str | None) -> None:
@@ -87,6 +96,30 @@ def _show(report: measuring.Report) -> None:
         means = (_ratio(report.mean(group, peer)) for peer in report.peers)
         rows.append((f"mean of {group}", *("" for _ in columns), *means))
     table(headings, rows, headed=True)
+
+
+def _show_departures(report: measuring.Report) -> None:
+    """Print how often an operation needs the monitor, and what an exit must cost for `para` to be the quicker one."""
+    guests = [peer for peer in (SUBJECT, *report.peers) if any(peer in row.departures for row in report.rows)]
+    others = [peer for peer in guests if peer != "para" and "para" in guests]
+    headings = ("Departures", *guests, *(f"para pays against {other} from" for other in others))
+    rows = [
+        (
+            row.name,
+            *("-" if (left := row.left(guest)) is None else _digits(left) for guest in guests),
+            *(_break_even(row, other) for other in others),
+        )
+        for row in report.rows
+    ]
+    click.echo()
+    table(headings, rows, headed=True)
+
+
+def _break_even(row: measuring.Row, other: str) -> str:
+    found = row.break_even("para", other)
+    if found is None:
+        return "never"
+    return "now" if found == 0 else f"{found:.0f} ns an exit"
 
 
 def _figures(figures: measuring.Figures | None) -> str:

@@ -51,6 +51,13 @@ DEFAULT_IMAGE = "debian-12"
     metavar="NAME",
     help="What executes guest code: translate, interpret, or auto: translate where the host can.",
 )
+@click.option(
+    "--paging",
+    default="walk",
+    show_default=True,
+    metavar="NAME",
+    help="How memory is virtualised in mode full: walk, or shadow: shadow page tables, to measure what they cost.",
+)
 @click.option("--clock", default="real", show_default=True, help="real, or virtual: counted in instructions.")
 @click.option("--seed", type=int, help="Where the guest's randomness starts from.")
 @click.option("--timeout", type=float, metavar="SECONDS", help="Give up after this time.")
