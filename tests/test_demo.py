@@ -100,6 +100,22 @@ def test_virtual_runs_are_identical_to_the_bit(mode: demo.Mode) -> None:
     assert len(digests) == 1
 
 
+def test_shadow_page_tables_are_what_the_textbook_compares_with() -> None:
+    usual = demo.run(4)
+    runs = [demo.run(4, engine=engine, paging="shadow") for engine in ENGINES]
+    for both in runs:
+        assert both.success
+        full, para = both.full, both.para
+        assert para.departures == usual.para.departures
+        # The guest gives each page that it was asked for an entry, and takes it back.
+        assert full.departures.trapped_stores >= 2 * full.work.page_faults
+        assert full.departures.hidden_faults >= full.work.page_faults
+        assert full.needed > para.needed
+        assert full.instructions == usual.full.instructions
+    # Both engines trap the same stores and fill the same entries.
+    assert len({dataclasses.astuple(both.full.departures) for both in runs}) == 1
+
+
 def test_a_build_in_the_other_mode_is_refused_in_one_sentence() -> None:
     full, para = demo.machine("full"), demo.machine("para")
     with pytest.raises(

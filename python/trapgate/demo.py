@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from trapgate.errors import ConfigError, GuestError, HostUnavailable
 
 if TYPE_CHECKING:
-    from trapgate.config import Clock, Engine, Machine
+    from trapgate.config import Clock, Engine, Machine, Paging
     from trapgate.vm import Departures
 
 __all__ = ["Demo", "Interface", "Mode", "Run", "Work", "check_interface", "machine", "run", "run_one"]
@@ -110,10 +110,18 @@ class Interface:
     output: str
 
 
-def machine(mode: Mode, *, append: str = "", engine: Engine = "auto", clock: Clock = "virtual") -> Machine:
+def machine(
+    mode: Mode,
+    *,
+    append: str = "",
+    engine: Engine = "auto",
+    paging: Paging = "walk",
+    clock: Clock = "virtual",
+) -> Machine:
     """Give the machine of one build; `append` is its command line, "rounds=N" or "abi".
 
-    A HostUnavailable if this copy of trapgate was built where there was no compiler for guests.
+    `paging` is for the unmodified build; the other one's page tables are used as they are. A HostUnavailable if this
+    copy of trapgate was built where there was no compiler for guests.
     """
     from trapgate._core import own_guests
     from trapgate.config import Machine
@@ -124,17 +132,33 @@ def machine(mode: Mode, *, append: str = "", engine: Engine = "auto", clock: Clo
     if problem:
         raise HostUnavailable(f"the demonstration's guests are not in this copy of trapgate: {problem}")
     kernel = full if mode == "full" else para
-    return Machine(kernel=kernel, append=append, memory=_MEMORY, mode=mode, engine=engine, clock=clock)
+    paging = paging if mode == "full" else "walk"
+    return Machine(
+        kernel=kernel, append=append, memory=_MEMORY, mode=mode, engine=engine, paging=paging, clock=clock
+    )
 
 
-def run(rounds: int = DEFAULT_ROUNDS, *, engine: Engine = "auto", clock: Clock = "virtual") -> Demo:
+def run(
+    rounds: int = DEFAULT_ROUNDS,
+    *,
+    engine: Engine = "auto",
+    paging: Paging = "walk",
+    clock: Clock = "virtual",
+) -> Demo:
     """Run both builds, one after the other. With the virtual clock all counts are the same each time."""
-    full, para = (run_one(mode, rounds, engine=engine, clock=clock) for mode in ("full", "para"))
+    full, para = (
+        run_one(mode, rounds, engine=engine, paging=paging, clock=clock) for mode in ("full", "para")
+    )
     return Demo(rounds=rounds, full=full, para=para)
 
 
 def run_one(
-    mode: Mode, rounds: int = DEFAULT_ROUNDS, *, engine: Engine = "auto", clock: Clock = "virtual"
+    mode: Mode,
+    rounds: int = DEFAULT_ROUNDS,
+    *,
+    engine: Engine = "auto",
+    paging: Paging = "walk",
+    clock: Clock = "virtual",
 ) -> Run:
     """Run one build."""
     from trapgate import exits
@@ -142,7 +166,7 @@ def run_one(
 
     if not 1 <= rounds <= MOST_ROUNDS:
         raise ConfigError(f"rounds is {rounds}; it must be from 1 to {MOST_ROUNDS}")
-    config = machine(mode, append=f"rounds={rounds}", engine=engine, clock=clock)
+    config = machine(mode, append=f"rounds={rounds}", engine=engine, paging=paging, clock=clock)
     with VM(config) as vm:
         begun = time.perf_counter()
         ended = vm.run(host_timeout=_PATIENCE + rounds * _PATIENCE_PER_ROUND)

@@ -30,6 +30,7 @@ _REASONS = (
     ("ports", "port accesses"),
     ("device_memory", "accesses to device memory"),
     ("trapped_stores", "stores to its own page tables"),
+    ("hidden_faults", "entries of shadow page tables filled in"),
     ("hypercalls", "hypercalls"),
 )
 
@@ -45,12 +46,18 @@ _Row = tuple[str, "float | None", "float | None"]
     "--engine", default="auto", show_default=True, help="What runs guest code: translate, interpret."
 )
 @click.option(
+    "--paging",
+    default="walk",
+    show_default=True,
+    help="Memory of the unmodified build: walk, shadow: with shadow page tables, as in the textbook.",
+)
+@click.option(
     "--clock", default="virtual", show_default=True, help="Virtual: all counts are the same each time."
 )
 @click.option(
     "--json", "json_file", metavar="FILE", help="Write the figures to FILE (- for standard output)."
 )
-def demo(rounds: int, engine: str, clock: str, json_file: str | None) -> int:
+def demo(rounds: int, engine: str, paging: str, clock: str, json_file: str | None) -> int:
     """Run one small guest in two builds, and show what each did and what it needed its monitor for.
 
     The first is unmodified and touches the hardware; the second calls the monitor instead. Both check their own work,
@@ -58,7 +65,7 @@ def demo(rounds: int, engine: str, clock: str, json_file: str | None) -> int:
     """
     show_log()
     # Wrong names are refused by the machine's own check.
-    found = showing.run(rounds, engine=engine, clock=clock)  # type: ignore[arg-type]
+    found = showing.run(rounds, engine=engine, paging=paging, clock=clock)  # type: ignore[arg-type]
     if json_file is not None:
         write_json(found.as_dict(), json_file)
     if json_file != "-":
