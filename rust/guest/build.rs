@@ -55,6 +55,7 @@ const BUILDS: [(&str, &[&str]); 2] = [
             "abi_start.c",
             "abi_calls.c",
             "abi_cpu.c",
+            "abi_vectors.c",
             "abi_tables.c",
             "abi_memory.c",
             "abi_events.c",

@@ -11,7 +11,7 @@ use std::sync::atomic::AtomicU64;
 
 use trapgate_x86::exception::Vector;
 use trapgate_x86::model::{Cpuid, Model};
-use trapgate_x86::regs::rflags;
+use trapgate_x86::regs::{cr0, rflags};
 
 use crate::exit::Exit;
 use crate::fault::Exception;
@@ -297,6 +297,16 @@ impl Vcpu {
         self.halted = true;
         self.attention = true;
         self.end_block();
+    }
+
+    /// Sets or clears CR0.TS. While it is set nobody may use vector and x87 registers, so translated code gives back those
+    /// that are lent to it.
+    pub fn set_task_switched(&mut self, set: bool) {
+        let before = self.cr0;
+        self.cr0 = before & !cr0::TS | if set { cr0::TS } else { 0 };
+        if self.cr0 & !before != 0 {
+            self.recheck();
+        }
     }
 
     /// DR0 to DR7 were changed by the monitor.

@@ -80,6 +80,7 @@ bool machine_test_interface(void) {
     test_numbers();
     test_small_calls();
     test_processor();
+    test_vectors();
     test_page_tables();
     test_memory();
     test_events();

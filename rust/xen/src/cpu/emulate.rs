@@ -113,7 +113,7 @@ impl PvCpu {
     fn write_cr(&mut self, cpu: &mut Vcpu, number: u8, value: u64) -> bool {
         match number {
             0 if (value ^ CR0_VIEW) & !cr0::TS != 0 => return false,
-            0 => cpu.cr0 = cpu.cr0 & !cr0::TS | value & cr0::TS,
+            0 => cpu.set_task_switched(value & cr0::TS != 0),
             2 => cpu.cr2 = value,
             3 => return self.new_kernel_root(cpu, Mfn(value >> 12)).is_ok(),
             4 => {

@@ -2,7 +2,7 @@
 
 use trapgate_engine::mmu::access::canonical;
 use trapgate_engine::state::Vcpu;
-use trapgate_x86::regs::{cr0, cr4, dr6, dr7};
+use trapgate_x86::regs::{cr4, dr6, dr7};
 
 use super::Done;
 use super::guest::Fields;
@@ -112,7 +112,7 @@ pub(super) fn nmi_op(pv: &mut PvCpu, command: u64, address: u64) -> Result<(), E
 
 /// fpu_taskswitch(set): CR0.TS.
 pub(super) fn fpu_taskswitch(cpu: &mut Vcpu, set: bool) -> Done {
-    cpu.cr0 = cpu.cr0 & !cr0::TS | if set { cr0::TS } else { 0 };
+    cpu.set_task_switched(set);
     Done::Value(0)
 }
 
