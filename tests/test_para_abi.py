@@ -8,18 +8,21 @@ from __future__ import annotations
 import pytest
 
 from trapgate import VM, build_info, demo, exits
-from trapgate.config import Clock, Engine
+from trapgate.config import Clock, CpuModel, Engine
 
 ENGINES: list[Engine] = (
     ["interpret", "translate"] if "translate" in build_info()["engines"] else ["interpret"]
 )
 CLOCKS: list[Clock] = ["virtual", "real"]
+#: Without AVX and with it.
+CPUS: list[CpuModel] = ["x86-64-v2", "x86-64-v3"]
 
 
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("clock", CLOCKS)
-def test_every_answer_is_xens(engine: Engine, clock: Clock) -> None:
-    found = demo.check_interface(engine=engine, clock=clock)
+@pytest.mark.parametrize("cpu", CPUS)
+def test_every_answer_is_xens(engine: Engine, clock: Clock, cpu: CpuModel) -> None:
+    found = demo.check_interface(cpu=cpu, engine=engine, clock=clock)
     assert found.mismatches == ()
     assert found.success, found.output
     # A part of it that was left out would be no mismatch.

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from trapgate.errors import ConfigError, GuestError, HostUnavailable
 
 if TYPE_CHECKING:
-    from trapgate.config import Clock, Engine, Machine, Paging
+    from trapgate.config import Clock, CpuModel, Engine, Machine, Paging
     from trapgate.vm import Departures
 
 __all__ = ["Demo", "Interface", "Mode", "Run", "Work", "check_interface", "machine", "run", "run_one"]
@@ -114,6 +114,7 @@ def machine(
     mode: Mode,
     *,
     append: str = "",
+    cpu: CpuModel = "x86-64-v2",
     engine: Engine = "auto",
     paging: Paging = "walk",
     clock: Clock = "virtual",
@@ -134,7 +135,14 @@ def machine(
     kernel = full if mode == "full" else para
     paging = paging if mode == "full" else "walk"
     return Machine(
-        kernel=kernel, append=append, memory=_MEMORY, mode=mode, engine=engine, paging=paging, clock=clock
+        kernel=kernel,
+        append=append,
+        memory=_MEMORY,
+        mode=mode,
+        cpu=cpu,
+        engine=engine,
+        paging=paging,
+        clock=clock,
     )
 
 
@@ -188,12 +196,14 @@ def run_one(
         )
 
 
-def check_interface(*, engine: Engine = "auto", clock: Clock = "virtual") -> Interface:
+def check_interface(
+    *, cpu: CpuModel = "x86-64-v2", engine: Engine = "auto", clock: Clock = "virtual"
+) -> Interface:
     """Have the para-virtual build make every hypercall, with right and wrong arguments, and compare the answers."""
     from trapgate import exits
     from trapgate.vm import VM
 
-    with VM(machine("para", append="abi", engine=engine, clock=clock)) as vm:
+    with VM(machine("para", append="abi", cpu=cpu, engine=engine, clock=clock)) as vm:
         ended = vm.run(host_timeout=_PATIENCE)
         output = vm.console.transcript
     checks = re.search(r"^checks: (\d+)$", output, re.MULTILINE)

@@ -360,6 +360,18 @@ impl Vcpu {
         self.model.cpuid(leaf, subleaf, &dynamic)
     }
 
+    /// Writes an extended control register as XSETBV does; false is #GP(0): there is only XCR0, and not every value is for it.
+    pub fn set_xcr(&mut self, number: u32, value: u64) -> bool {
+        // AVX state is the upper half of registers whose lower half is SSE state (SDM vol. 1, 13.3).
+        let halved = value & xcr0::AVX != 0 && value & xcr0::SSE == 0;
+        if number != 0 || value & xcr0::X87 == 0 || value & !self.model.xcr0_mask() != 0 || halved {
+            return false;
+        }
+        self.xcr0 = value;
+        self.end_block();
+        true
+    }
+
     fn tsc_allowed(&mut self) -> Done {
         if self.cr4 & cr4::TSD != 0 && self.cpl != 0 { self.protection() } else { Ok(()) }
     }
@@ -457,15 +469,7 @@ pub(super) fn xsetbv(cpu: &mut Vcpu, _: &Uop) -> Done {
     }
     cpu.privileged()?;
     let value = cpu.regs[2] << 32 | cpu.regs[0] & 0xffff_ffff;
-    let offered = cpu.model.xcr0_mask();
-    // AVX state is the upper half of registers whose lower half is SSE state (SDM vol. 1, 13.3).
-    let halved = value & xcr0::AVX != 0 && value & xcr0::SSE == 0;
-    if cpu.regs[1] as u32 != 0 || value & xcr0::X87 == 0 || value & !offered != 0 || halved {
-        return cpu.protection();
-    }
-    cpu.xcr0 = value;
-    cpu.end_block();
-    Ok(())
+    if cpu.set_xcr(cpu.regs[1] as u32, value) { Ok(()) } else { cpu.protection() }
 }
 
 /// An instruction of more than 15 bytes.

@@ -35,16 +35,10 @@ const HIDDEN: Features = Features::VME
     .union(Features::PKU)
     .union(Features::PDPE1GB)
     .union(Features::XSAVES)
-    .union(Features::CET_IBT)
-    .union(Features::XSAVE)
-    .union(Features::XSAVEOPT)
-    .union(Features::XSAVEC)
-    .union(Features::AVX)
-    .union(Features::AVX2)
-    .union(Features::FMA)
-    .union(Features::F16C)
-    .union(Features::VAES)
-    .union(Features::VPCLMULQDQ);
+    .union(Features::CET_IBT);
+
+/// CPUID.1:ECX.OSXSAVE.
+const OSXSAVE: u32 = 1 << 27;
 
 /// The processor that a domain sees.
 pub fn model(of: &Model) -> Model {
@@ -52,6 +46,19 @@ pub fn model(of: &Model) -> Model {
 }
 
 impl PvCpu {
+    /// What the CPUID answers that a kernel asks for by its prefix, so that it cannot go by the hypervisor.
+    ///
+    /// Xen has CR4.OSXSAVE set for itself, and processors without CPUID faulting have always shown that. Linux takes it for
+    /// granted: it looks whether OSXSAVE is there before it sets CR4, and does without XSAVE if not. So the bit is part of the
+    /// interface, in this view of the kernel's; CPUID as it is executes tells what the guest has in CR4.
+    pub(super) fn forced_cpuid_view(&self, cpu: &Vcpu, leaf: u32, subleaf: u32) -> Cpuid {
+        let mut answer = self.cpuid_view(cpu, leaf, subleaf);
+        if leaf == 1 && cpu.kernel_mode() && cpu.features().contains(Features::XSAVE) {
+            answer.ecx |= OSXSAVE;
+        }
+        answer
+    }
+
     pub(super) fn cpuid_view(&self, cpu: &Vcpu, leaf: u32, subleaf: u32) -> Cpuid {
         match leaf {
             BASE..=LAST => xen_leaf(leaf - BASE, subleaf, cpu.tsc_khz()),
@@ -75,5 +82,27 @@ fn xen_leaf(leaf: u32, subleaf: u32, tsc_khz: u32) -> Cpuid {
         (3, 2) => Cpuid { eax: tsc_khz, ..Cpuid::default() },
         (5, 0) => Cpuid { ebx: MACHINE_ADDRESS_BITS, ..Cpuid::default() },
         _ => Cpuid::default(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use trapgate_x86::model::{X86_64_V2, X86_64_V3};
+    use trapgate_x86::regs::{cr4, xcr0};
+
+    use super::*;
+
+    #[test]
+    fn vector_state_is_offered_and_supervisor_state_is_not() {
+        let (plain, wide) = (model(&X86_64_V2), model(&X86_64_V3));
+        assert_eq!(plain.xcr0_mask(), xcr0::X87 | xcr0::SSE);
+        assert_eq!(wide.xcr0_mask(), xcr0::X87 | xcr0::SSE | xcr0::AVX);
+        assert_ne!(wide.cr4_mask() & cr4::OSXSAVE, 0);
+        let vectors = Features::AVX2 | Features::FMA | Features::F16C | Features::XSAVEOPT | Features::XSAVEC;
+        assert!(wide.features.contains(vectors));
+        let all = Model { features: Features::all(), ..X86_64_V3 };
+        assert!(!model(&all).features.intersects(Features::XSAVES | Features::PKU));
+        let without = Model { features: X86_64_V2.features - Features::XSAVE, ..X86_64_V2 };
+        assert_eq!(model(&without).cr4_mask() & cr4::OSXSAVE, 0);
     }
 }

@@ -17,7 +17,7 @@ const FORCED_CPUID: [u8; 7] = [0x0f, 0x0b, b'x', b'e', b'n', 0x0f, 0xa2];
 /// CR0 as every guest sees it, TS left out.
 const CR0_VIEW: u64 = 0x8005_0033 & !cr0::TS;
 /// Bits of CR4 that a guest may choose.
-const CR4_CHOICE: u64 = cr4::TSD | cr4::DE | cr4::FSGSBASE;
+const CR4_CHOICE: u64 = cr4::TSD | cr4::DE | cr4::FSGSBASE | cr4::OSXSAVE;
 /// Bits of CR4 that read as set.
 const CR4_FIXED: u64 = cr4::PAE | cr4::MCE | cr4::OSFXSR | cr4::OSXMMEXCPT;
 
@@ -29,7 +29,7 @@ impl PvCpu {
         if vector == Vector::Ud as u8 {
             let forced = code.starts_with(&FORCED_CPUID);
             if forced {
-                self.cpuid(cpu);
+                self.forced_cpuid(cpu);
                 advance(cpu, FORCED_CPUID.len());
             }
             return Ok(forced);
@@ -47,8 +47,8 @@ impl PvCpu {
         Ok(done)
     }
 
-    fn cpuid(&self, cpu: &mut Vcpu) {
-        let answer = self.cpuid_view(cpu, cpu.regs[0] as u32, cpu.regs[1] as u32);
+    fn forced_cpuid(&self, cpu: &mut Vcpu) {
+        let answer = self.forced_cpuid_view(cpu, cpu.regs[0] as u32, cpu.regs[1] as u32);
         cpu.regs[0] = u64::from(answer.eax);
         cpu.regs[3] = u64::from(answer.ebx);
         cpu.regs[1] = u64::from(answer.ecx);
@@ -61,6 +61,11 @@ impl PvCpu {
             Op::Wrmsr => {
                 let value = cpu.regs[2] << 32 | cpu.regs[0] & 0xffff_ffff;
                 self.write_msr(cpu, cpu.regs[1] as u32, value)
+            }
+            // Without CR4.OSXSAVE it is #UD, and never gets here.
+            Op::Xsetbv => {
+                let value = cpu.regs[2] << 32 | cpu.regs[0] & 0xffff_ffff;
+                cpu.set_xcr(cpu.regs[1] as u32, value)
             }
             Op::MovCr => self.mov_cr(cpu, insn),
             Op::MovDr => self.mov_dr(cpu, insn),

@@ -19,7 +19,7 @@ use trapgate_engine::monitor::{Gates, Handled, Mode, Monitor, Stored, TableStore
 use trapgate_engine::state::{Segment, Vcpu};
 use trapgate_x86::exception::Vector;
 use trapgate_x86::model::{Cpuid, Model};
-use trapgate_x86::regs::{cr0, cr4, dr6, dr7, efer, rflags};
+use trapgate_x86::regs::{cr0, cr4, dr6, dr7, efer, rflags, xcr0};
 
 use crate::domain::Domain;
 use crate::hypercall;
@@ -129,6 +129,8 @@ impl TlbControl for CpuTlb<'_> {
 pub fn reset(cpu: &mut Vcpu) {
     cpu.cr0 = cr0::PE | cr0::MP | cr0::ET | cr0::NE | cr0::WP | cr0::AM | cr0::PG;
     cpu.cr4 = cr4::PAE | cr4::OSFXSR | cr4::OSXMMEXCPT;
+    // What Xen gives a vCPU that has not chosen yet; of use once the guest sets CR4.OSXSAVE.
+    cpu.xcr0 = xcr0::X87 | xcr0::SSE & cpu.model().xcr0_mask();
     cpu.efer = efer::SCE | efer::LME | efer::LMA | efer::NXE;
     (cpu.dr6, cpu.dr7) = (dr6::RESET, dr7::RESET);
     cpu.gdtr.base = GDT_WINDOW;
