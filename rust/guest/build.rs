@@ -56,6 +56,7 @@ const BUILDS: [(&str, &[&str]); 2] = [
             "abi_calls.c",
             "abi_cpu.c",
             "abi_vectors.c",
+            "abi_nmi.c",
             "abi_tables.c",
             "abi_memory.c",
             "abi_events.c",

@@ -1,6 +1,7 @@
 /* What every entry to the kernel puts on its stack, the same in both builds. The last five words are what the processor
  * pushes (SDM vol. 3, figure 6-9); Xen pushes the same five on its behalf. */
 
+#define VECTOR_NMI 2
 #define VECTOR_PAGE_FAULT 14
 #define VECTOR_TIMER 32
 #define VECTOR_SYSTEM_CALL 256

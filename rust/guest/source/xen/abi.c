@@ -81,6 +81,7 @@ bool machine_test_interface(void) {
     test_small_calls();
     test_processor();
     test_vectors();
+    test_nmi();
     test_page_tables();
     test_memory();
     test_events();

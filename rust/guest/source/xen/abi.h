@@ -45,6 +45,7 @@ void test_numbers(void);
 void test_small_calls(void);
 void test_processor(void);
 void test_vectors(void);
+void test_nmi(void);
 void test_page_tables(void);
 void test_memory(void);
 void test_events(void);

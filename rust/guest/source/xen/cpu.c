@@ -13,6 +13,7 @@ struct start_info *start_info;
 
 volatile u64 expected_trap, caught_trap;
 struct frame caught_frame;
+void (*nmi_handler)(struct frame *frame);
 
 /* Instead of an interrupt table. The selector is of no consequence: the kernel has one code segment. */
 static void set_trap_table(void) {
@@ -67,6 +68,11 @@ void trap(struct frame *frame) {
             panic("page fault", frame->rip, address);
         return;
     }
+    case VECTOR_NMI:
+        if (!nmi_handler)
+            break;
+        nmi_handler(frame);
+        return;
     case VECTOR_TIMER:
         events_handle();
         return;

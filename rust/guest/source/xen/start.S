@@ -65,6 +65,7 @@ _start:
 .endm
 
     entry divide_entry, 0, 0
+    entry nmi_entry, VECTOR_NMI, 0
     entry breakpoint_entry, 3, 0
     entry invalid_opcode_entry, 6, 0
     entry device_not_available_entry, 7, 0

@@ -157,8 +157,10 @@ void events_start(void);
 void events_handle(void);
 i64 mmuext(u32 command, u64 first);
 
-/* What abi.c needs of trap(): the instruction that faulted is passed over, and vector and frame are kept. */
+/* What abi.c needs of trap(): the instruction that faulted is passed over, and vector and frame are kept; and who handles
+ * NMIs. */
 extern volatile u64 expected_trap, caught_trap;
 extern struct frame caught_frame;
+extern void (*nmi_handler)(struct frame *frame);
 
 #endif

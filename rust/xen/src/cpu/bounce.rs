@@ -142,6 +142,20 @@ impl PvCpu {
         self.bounce(cpu, &interrupted, None, &entry)
     }
 
+    /// An NMI. Without an entry in the trap table it is lost, as it is in Xen.
+    pub(super) fn bounce_nmi(&mut self, cpu: &mut Vcpu) -> Result<(), Exit> {
+        self.nmi_pending = false;
+        let trap = self.traps[Vector::Nmi as usize];
+        if trap.address == 0 {
+            return Ok(());
+        }
+        self.nmi_blocked = true;
+        cpu.departures.interrupts += 1;
+        let interrupted = Interrupted::at(cpu, cpu.rip);
+        let entry = Entry { address: trap.address, masks_events: trap.masks_events, clears_df: false };
+        self.bounce(cpu, &interrupted, None, &entry)
+    }
+
     /// Builds the frame and enters the kernel.
     fn bounce(
         &mut self,

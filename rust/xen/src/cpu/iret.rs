@@ -51,6 +51,8 @@ impl PvCpu {
         cpu.regs[0] = rax;
         cpu.regs[4] = rsp;
         self.set_upcall_mask(flags & rflags::IF == 0);
+        // Any return ends the handling of an NMI, whether it leads out of its handler or not.
+        self.nmi_blocked = false;
         let kept = cpu.rflags() & !(FROM_FRAME | rflags::IOPL | rflags::VM);
         cpu.return_rflags(kept | flags & FROM_FRAME | rflags::IF | rflags::FIXED);
         if let Some(fault) = self.return_to(cpu, cs, ss, rip) {

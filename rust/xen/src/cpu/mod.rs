@@ -51,7 +51,6 @@ pub struct Callbacks {
     pub syscall: Callback,
     pub syscall32: Callback,
     pub sysenter: Callback,
-    pub nmi: Callback,
 }
 
 /// What `HYPERVISOR_vm_assist` has switched on, by its numbers.
@@ -86,6 +85,10 @@ pub struct PvCpu {
     pub cr4: u64,
     /// Code and stack segments that the last iret to others than the flat ones has loaded, as long as the GDT has them.
     pub known_return: Option<(Segment, Segment)>,
+    /// VCPUOP_send_nmi has been called, and the NMI has not been delivered.
+    pub nmi_pending: bool,
+    /// An NMI is being handled: the next one waits for an iret hypercall.
+    pub nmi_blocked: bool,
     /// In SCHEDOP_poll, until this system time; 0: without end.
     pub polling: Option<u64>,
     /// I/O permission bitmap: linear address and number of ports.
@@ -164,6 +167,8 @@ impl PvCpu {
             runstate: hypercall::vcpu::Runstate::default(),
             has_own_vcpu_info: false,
             cr4: 0,
+            nmi_pending: false,
+            nmi_blocked: false,
             polling: None,
             known_return: None,
             io_bitmap: (0, 0),
@@ -194,16 +199,25 @@ impl PvCpu {
         cpu.toggle_kernel_mode(root);
     }
 
-    /// Delivers what waits, in Xen's order: an NMI would come first, then the event callback.
+    /// Delivers what waits, in Xen's order: an NMI comes first, then the event callback.
     pub(crate) fn deliver_pending(&mut self, cpu: &mut Vcpu) -> Result<(), Exit> {
+        if self.nmi_pending && !self.nmi_blocked {
+            self.go_on(cpu);
+            self.bounce_nmi(cpu)?;
+        }
         if !self.domain.upcall_due() {
             return Ok(());
         }
+        self.go_on(cpu);
+        self.bounce_event(cpu)
+    }
+
+    /// The vCPU waits no longer.
+    fn go_on(&mut self, cpu: &mut Vcpu) {
         if cpu.halted {
             self.change_runstate(cpu, hypercall::vcpu::RUNNING);
         }
         cpu.halted = false;
-        self.bounce_event(cpu)
     }
 
     /// The domain ends here: what the guest did cannot be carried on.
@@ -273,7 +287,8 @@ impl Monitor for PvCpu {
     fn gates(&self) -> Option<Gates<'_>> {
         let (entry, stack) = (self.callbacks.syscall, self.kernel_sp);
         let inside = (HYPERVISOR_START..=HYPERVISOR_END).contains(&stack);
-        if !entry.masks_events || inside || self.user_root == 0 {
+        // A return that ends an NMI is the monitor's to make.
+        if !entry.masks_events || inside || self.user_root == 0 || self.nmi_blocked {
             return None;
         }
         let flat = flat_segments(FLAT_CS64, FLAT_SS);
@@ -294,5 +309,39 @@ impl Monitor for PvCpu {
 
     fn cpuid(&self, cpu: &Vcpu, leaf: u32, subleaf: u32) -> Cpuid {
         self.cpuid_view(cpu, leaf, subleaf)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fake::domain;
+
+    #[test]
+    fn returns_are_the_monitors_while_an_nmi_is_handled() {
+        let mut pv = PvCpu::new(domain(), Mfn(1), 0x1000);
+        pv.callbacks.syscall = Callback { masks_events: true, address: 0x1000 };
+        pv.user_root = 0x2000;
+        assert!(pv.gates().is_some());
+        pv.nmi_blocked = true;
+        assert!(pv.gates().is_none());
+    }
+
+    #[test]
+    fn the_record_has_what_a_guest_may_notice() {
+        let mut pv = PvCpu::new(domain(), Mfn(1), 0x1000);
+        let mut seen = vec![pv.save()];
+        let changes: [fn(&mut PvCpu); 4] = [
+            |pv| pv.nmi_pending = true,
+            |pv| pv.nmi_blocked = true,
+            |pv| pv.cr4 = cr4::OSXSAVE,
+            |pv| pv.traps[Vector::Nmi as usize].address = 1,
+        ];
+        for change in changes {
+            change(&mut pv);
+            let now = pv.save();
+            assert!(!seen.contains(&now), "{seen:?}");
+            seen.push(now);
+        }
     }
 }

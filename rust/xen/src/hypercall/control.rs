@@ -2,6 +2,7 @@
 
 use trapgate_engine::mmu::access::canonical;
 use trapgate_engine::state::Vcpu;
+use trapgate_x86::exception::Vector;
 use trapgate_x86::regs::{cr4, dr6, dr7};
 
 use super::Done;
@@ -74,7 +75,10 @@ pub(super) fn callback_op(pv: &mut PvCpu, cpu: &mut Vcpu, command: u64, arg: u64
                 0 => &mut pv.callbacks.event,
                 1 => &mut pv.callbacks.failsafe,
                 2 => &mut pv.callbacks.syscall,
-                4 => &mut pv.callbacks.nmi,
+                4 => {
+                    set_nmi_handler(pv, address);
+                    return Ok(());
+                }
                 5 => &mut pv.callbacks.sysenter,
                 7 => &mut pv.callbacks.syscall32,
                 _ => return Err(Errno::NoSys),
@@ -84,7 +88,7 @@ pub(super) fn callback_op(pv: &mut PvCpu, cpu: &mut Vcpu, command: u64, arg: u64
         }
         1 => match Fields::<4>::read(cpu, arg)?.u16(0) {
             4 => {
-                pv.callbacks.nmi = Callback::default();
+                pv.traps[Vector::Nmi as usize] = Trap::default();
                 Ok(())
             }
             0 | 1 | 2 | 5 | 7 => Err(Errno::Inval),
@@ -99,15 +103,20 @@ pub(super) fn nmi_op(pv: &mut PvCpu, command: u64, address: u64) -> Result<(), E
     match command {
         0 if !canonical(address) => Err(Errno::Inval),
         0 => {
-            pv.callbacks.nmi = Callback { masks_events: false, address };
+            set_nmi_handler(pv, address);
             Ok(())
         }
         1 => {
-            pv.callbacks.nmi = Callback::default();
+            pv.traps[Vector::Nmi as usize] = Trap::default();
             Ok(())
         }
         _ => Err(Errno::NoSys),
     }
+}
+
+/// The handler of NMIs is an entry of the trap table, by whichever call it comes; by these two it masks events.
+fn set_nmi_handler(pv: &mut PvCpu, address: u64) {
+    pv.traps[Vector::Nmi as usize] = Trap { dpl: 0, masks_events: true, address };
 }
 
 /// fpu_taskswitch(set): CR0.TS.

@@ -102,7 +102,12 @@ pub(super) fn vcpu_op(
             Ok(0)
         }
         10 => register_vcpu_info(pv, cpu, arg),
-        11 => Err(Errno::NoSys),
+        11 if arg != 0 => Err(Errno::Inval),
+        11 => {
+            // Delivered when the call returns.
+            pv.nmi_pending = true;
+            Ok(0)
+        }
         13 => register_time_area(pv, cpu, arg),
         12 => Err(Errno::Inval),
         _ => Err(Errno::NoSys),
