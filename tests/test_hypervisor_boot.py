@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import struct
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,6 +21,8 @@ from trapgate.para import Call
 pytestmark = [pytest.mark.boot, pytest.mark.network]
 
 MIB = 1 << 20
+#: `DOMID_SELF`.
+SELF = 0x7FF0
 
 
 @pytest.fixture(scope="module")
@@ -174,6 +178,62 @@ def test_what_served_a_forbidden_call_serves_it_again(lab: Lab) -> None:
     assert seen
     row.restore()
     lab.first.permissions = Permissions()
+
+
+def event_channel(guest: Guest, command: int, argument: bytes) -> tuple[int, bytes]:
+    """Make a call of event_channel_op for the guest, within one whose buffer it borrows; give result and structure."""
+    answers: list[tuple[int, bytes]] = []
+
+    def make(call: Call) -> int:
+        # xen_version's capabilities: the buffer is of 1024 bytes.
+        if call.command == 3 and not answers:
+            memory, at = call.memory.linear, call.argument
+            memory[at : at + len(argument)] = argument
+            result = guest.vm._core.native_hypercall(32, [command, at, 0, 0, 0])
+            assert result is not None
+            answers.append(
+                (result if result < 1 << 63 else result - (1 << 64), memory[at : at + len(argument)])
+            )
+        return call.native()
+
+    row = guest.vm.hypercalls["xen_version"]
+    row.replace(make)
+    assert "x86_64" in ask(guest, "cat /sys/hypervisor/properties/capabilities")
+    row.restore()
+    ((result, structure),) = answers
+    return result, structure
+
+
+def test_a_guest_binds_a_port_that_another_has_left_for_it(lab: Lab) -> None:
+    """EVTCHNOP_alloc_unbound in one, EVTCHNOP_bind_interdomain in the other, then status, send, close and status."""
+    first, second = lab.first, lab.second
+    result, made = event_channel(first, 6, struct.pack("<HHI", SELF, second.domid, 0))
+    assert result == 0
+    port: int = struct.unpack("<HHI", made)[2]
+    lab.second.permissions = Permissions(events=frozenset({first.domid + 100}))
+    wanted = struct.pack("<HHII", first.domid, 0, port, 0)
+    assert event_channel(second, 0, wanted)[0] == -errno.EPERM
+    lab.second.permissions = Permissions()
+    assert event_channel(second, 0, struct.pack("<HHII", 999, 0, port, 0))[0] == -errno.ESRCH
+    assert event_channel(second, 0, struct.pack("<HHII", first.domid, 0, port + 1, 0))[0] == -errno.EINVAL
+    result, bound = event_channel(second, 0, wanted)
+    assert result == 0
+    other: int = struct.unpack("<HHII", bound)[3]
+    assert status(first, port) == (2, second.domid, other)
+    assert status(second, other) == (2, first.domid, port)
+    assert event_channel(second, 4, struct.pack("<I", other))[0] == 0
+    assert event_channel(second, 3, struct.pack("<I", other))[0] == 0
+    assert status(first, port) == (1, second.domid, 0)
+    assert event_channel(first, 3, struct.pack("<I", port))[0] == 0
+    assert [ask(guest, "echo still here") for guest in (first, second)] == ["still here\n"] * 2
+
+
+def status(guest: Guest, port: int) -> tuple[int, int, int]:
+    """EVTCHNOP_status: what a port is, the domain at its other end, and the port there."""
+    result, answer = event_channel(guest, 5, struct.pack("<HHIIIII", SELF, 0, port, 0, 0, 0, 0))
+    assert result == 0
+    _, _, _, kind, _, domain, remote_port = struct.unpack("<HHIIIII", answer)
+    return kind, domain, remote_port
 
 
 def test_event_channels_are_only_to_domains_that_are_allowed(lab: Lab) -> None:

@@ -14,6 +14,7 @@ __all__ = [
     "Core",
     "Disk",
     "Domain",
+    "Neighbours",
     "Plug",
     "Switch",
     "__version__",
@@ -274,11 +275,20 @@ class Domain:
         """Frames that the domain owns, and the most that it may."""
 
     def set_maximum(self, frames: int) -> None: ...
+    def join(self, neighbours: Neighbours) -> None:
+        """Let the guest have event channels to the domains that have joined the same; only the first time counts."""
+
     def set_remotes(self, domids: list[int] | None) -> None:
         """Set which domains the guest may have event channels to, beside itself and domain 0; None is for all."""
 
     def ended(self) -> tuple[str, str | None] | None:
         """How the domain ended, and what the monitor has to say of a crash."""
+
+@final
+class Neighbours:
+    """The domains that may have event channels to each other."""
+
+    def __new__(cls) -> Neighbours: ...
 
 @final
 class Bell:

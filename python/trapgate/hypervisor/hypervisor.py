@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Self
 
 from trapgate import exits
+from trapgate._core import Neighbours
 from trapgate.config import Machine, parse_size
 from trapgate.errors import CapacityError, ConfigError, StateError
 from trapgate.hypervisor import memory as memories
@@ -59,6 +60,8 @@ class Hypervisor:
             cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         if isinstance(cpus, bool) or not isinstance(cpus, int) or not 1 <= cpus <= _MOST_CPUS:
             raise ConfigError(f"cpus is {cpus!r}; it must be a whole number of 1 to {_MOST_CPUS}")
+        # Who may have event channels to whom is a matter of each guest's permissions.
+        self._neighbours = Neighbours()
         #: The store that para-virtual guests share.
         self.store = XenStore() if store is None else store
         #: The policy that says who runs.
@@ -422,7 +425,10 @@ class Hypervisor:
     def _make(self, config: Machine, vcpu: VCpu) -> VM:
         from trapgate.vm import VM
 
-        return VM(config, store=self.store, domid=vcpu.domid, name=vcpu.name)
+        vm = VM(config, store=self.store, domid=vcpu.domid, name=vcpu.name)
+        if config.mode == "para":
+            vm.domain._native.join(self._neighbours)
+        return vm
 
     def _reserve(self, name: str | None, domid: int | None, memory: int) -> tuple[str, int]:
         """Take a name, a number and memory for a guest that is to be made."""

@@ -28,6 +28,21 @@ impl Domain {
     }
 }
 
+/// The domains that may have event channels to each other.
+#[pyclass(frozen, module = "trapgate._core")]
+#[derive(Debug, Default)]
+pub struct Neighbours {
+    neighbours: Arc<trapgate_xen::Neighbours>,
+}
+
+#[pymethods]
+impl Neighbours {
+    #[new]
+    fn new() -> Self {
+        Neighbours::default()
+    }
+}
+
 /// A row of the hypercall table: number, name, what becomes of it ("native", "outside", "errno"), error number, calls and
 /// nanoseconds in handlers of ours.
 type Row = (u32, &'static str, &'static str, u16, u64, u64);
@@ -161,6 +176,11 @@ impl Domain {
     /// Change how many frames the domain may own; those that it has it keeps.
     fn set_maximum(&self, frames: u64) {
         self.board.domain.paging().set_maximum(frames);
+    }
+
+    /// Let the guest have event channels to the domains that have joined the same; only the first time counts.
+    fn join(&self, neighbours: &Neighbours) {
+        self.board.domain.join(&neighbours.neighbours);
     }
 
     /// Set which domains the guest may have event channels to, beside itself and domain 0; None is for all.

@@ -62,7 +62,7 @@ mod _core {
     #[pymodule_export]
     use crate::decode::{decode, decode_columns, mnemonics};
     #[pymodule_export]
-    use crate::domain::Domain;
+    use crate::domain::{Domain, Neighbours};
     #[pymodule_export]
     use crate::translation::translate_unit;
 

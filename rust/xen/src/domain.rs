@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use trapgate_engine::memory::MemoryError;
 use trapgate_engine::{GuestMemory, Requests};
@@ -10,6 +10,7 @@ use trapgate_engine::{GuestMemory, Requests};
 use crate::event::{Channel, Events};
 use crate::grant::Grants;
 use crate::hypercall::Table;
+use crate::interdomain::Neighbours;
 use crate::paging::{DirectPaging, FrameType, LayoutError, Mfn, TlbControl};
 use crate::public::{Shutdown, shared};
 use crate::time::Timers;
@@ -147,6 +148,8 @@ pub struct Domain {
     stale_tlb: AtomicBool,
     work: AtomicU32,
     ended: Mutex<Option<Ended>>,
+    /// Domains that it may have channels to; see [`Domain::join`].
+    pub(crate) neighbours: OnceLock<Arc<Neighbours>>,
 }
 
 /// A lock whose holder panicked is a bug of ours that was reported there: what it guards is a consistent value.
@@ -184,6 +187,7 @@ impl Domain {
             stale_tlb: AtomicBool::new(false),
             work: AtomicU32::new(0),
             ended: Mutex::new(None),
+            neighbours: OnceLock::new(),
             config,
             layout,
             memory,

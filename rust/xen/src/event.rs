@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 
 use crate::domain::{Domain, work};
 use crate::errno::Errno;
-use crate::public::{DOMID_SELF, shared, virq};
+use crate::public::{BACKEND_DOMID, shared, virq};
 
 /// Ports of the two-level form (`EVTCHN_2L_NR_CHANNELS`).
 pub const PORTS: u32 = 4096;
@@ -23,7 +23,8 @@ pub enum Channel {
     Unbound {
         remote: u16,
     },
-    /// Connected to a port of another domain, or of a back-end of ours (then `port` is the back-end's name for it).
+    /// Connected to a port of this or another domain, or to a back-end of ours: then `remote` is its domain, and `port` is its
+    /// name for it.
     Interdomain {
         remote: u16,
         port: u32,
@@ -38,6 +39,8 @@ pub struct Events {
     ports: Vec<Channel>,
     open: u32,
     virqs: [Option<u32>; virq::COUNT as usize],
+    /// Ports that a reset leaves alone: the builder has made them, and nobody could make them again.
+    kept: Vec<u32>,
     /// Ports that the guest has notified and whose back-end is served outside.
     rung: Vec<u32>,
     /// A vCPU in SCHEDOP_poll waits for one of these; empty: it does not poll.
@@ -54,6 +57,7 @@ impl Events {
             ports: vec![Channel::Closed],
             open: 0,
             virqs: [None; virq::COUNT as usize],
+            kept: Vec::new(),
             rung: Vec::new(),
             polled: Vec::new(),
             remotes: None,
@@ -84,11 +88,14 @@ impl Events {
         remote == 0 || self.remotes.as_ref().is_none_or(|allowed| allowed.contains(&remote))
     }
 
+    /// Whether the domain may have another port.
+    pub(crate) fn has_room(&self) -> Result<(), Errno> {
+        if self.open < MOST_OPEN { Ok(()) } else { Err(Errno::NoSpc) }
+    }
+
     /// Takes a free port.
     pub fn allocate(&mut self, channel: Channel) -> Result<u32, Errno> {
-        if self.open >= MOST_OPEN {
-            return Err(Errno::NoSpc);
-        }
+        self.has_room()?;
         let free = (1..self.ports.len()).find(|&port| self.ports[port] == Channel::Closed);
         let port = free.unwrap_or_else(|| {
             self.ports.push(Channel::Closed);
@@ -206,6 +213,11 @@ impl Domain {
             return Err(Errno::Perm);
         }
         match channel {
+            Channel::Interdomain { remote, port: peer } if remote != BACKEND_DOMID => {
+                drop(events);
+                self.send_across(port, remote, peer);
+                Ok(())
+            }
             Channel::Interdomain { .. } => {
                 events.ring(port);
                 drop(events);
@@ -223,7 +235,7 @@ impl Domain {
     }
 
     fn may_signal(&self, events: &Events, remote: u16) -> bool {
-        [DOMID_SELF, self.config.domid].contains(&remote) || events.allows(remote)
+        self.is_itself(remote) || events.allows(remote)
     }
 
     /// Sets which domains the guest may have channels to, beside itself and domain 0 with its back-ends; `None` is for all.
@@ -268,7 +280,30 @@ impl Domain {
 
     /// `EVTCHNOP_alloc_unbound`, also for the toolstack.
     pub fn allocate_unbound(&self, remote: u16) -> Result<u32, Errno> {
+        let remote = if self.is_itself(remote) { self.config.domid } else { remote };
         self.events().allocate(Channel::Unbound { remote })
+    }
+
+    /// Has a reset leave a port alone.
+    pub fn keep_port(&self, port: u32) {
+        self.events().kept.push(port);
+    }
+
+    /// `EVTCHNOP_reset`: closes all ports but those that the guest could not get back.
+    pub(crate) fn reset_ports(&self) {
+        let ports: Vec<u32> = {
+            let events = self.events();
+            events
+                .open_ports()
+                .iter()
+                .map(|(port, _)| *port)
+                .filter(|port| !events.kept.contains(port))
+                .collect()
+        };
+        for port in ports {
+            // Only the vCPU that is in this call closes ports.
+            let _ = self.close_port(port);
+        }
     }
 
     /// A back-end binds a port that the guest has left for it, or one that the builder makes.
@@ -287,7 +322,9 @@ impl Domain {
     pub fn unbind_backend(&self, port: u32, name: u32) {
         let mut events = self.events();
         match events.channel(port) {
-            Some(Channel::Interdomain { remote, port: bound }) if bound == name => {
+            Some(Channel::Interdomain { remote, port: bound })
+                if bound == name && remote == BACKEND_DOMID =>
+            {
                 events.rebind(port, Channel::Unbound { remote });
             }
             _ => {}
@@ -302,14 +339,19 @@ impl Domain {
 
     /// `EVTCHNOP_close`.
     pub(crate) fn close_port(&self, port: u32) -> Result<(), Errno> {
-        let shared = {
-            let mut events = self.events();
-            events.close(port)?;
-            events.shared_info
-        };
-        let (word, bit) = (u64::from(port / 64) * 8, 1u64 << (port % 64));
-        self.clear_bits(shared + shared::EVTCHN_PENDING + word, bit);
+        let channel = self.events().close(port)?;
+        if let Channel::Interdomain { remote, port: peer } = channel
+            && remote != BACKEND_DOMID
+        {
+            self.let_go_of(port, remote, peer);
+        }
+        self.clear_pending(port);
         Ok(())
+    }
+
+    pub(crate) fn clear_pending(&self, port: u32) {
+        let (word, bit) = (u64::from(port / 64) * 8, 1u64 << (port % 64));
+        self.clear_bits(self.shared_info_host() + shared::EVTCHN_PENDING + word, bit);
     }
 
     /// `EVTCHNOP_unmask`.

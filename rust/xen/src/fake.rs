@@ -5,6 +5,7 @@ use std::sync::Arc;
 use trapgate_engine::{GuestMemory, Requests};
 
 use crate::domain::{Config, Domain, Host, Layout};
+use crate::event::Channel;
 use crate::paging::Mfn;
 
 #[derive(Debug)]
@@ -19,15 +20,24 @@ impl Host for NoHost {
 pub(crate) const PAGES: u64 = 256;
 
 pub(crate) fn domain() -> Arc<Domain> {
-    let layout = Layout::new(1, PAGES);
+    domain_of(1)
+}
+
+/// The domain of a number.
+pub(crate) fn domain_of(domid: u16) -> Arc<Domain> {
+    let layout = Layout::new(domid, PAGES);
     let memory = Arc::new(GuestMemory::new(&layout.regions()).unwrap());
-    let config = Config { domid: 1, handle: [0; 16], vcpus: 1, wall_seconds: 0 };
+    let config = Config { domid, handle: [0; 16], vcpus: 1, wall_seconds: 0 };
     Domain::new(config, layout, PAGES, memory, Arc::new(Requests::default()), Box::new(NoHost)).unwrap()
 }
 
 impl Domain {
     pub(crate) fn test_mfn(&self, pfn: u64) -> Mfn {
         Mfn(self.layout.ram.start + pfn)
+    }
+
+    pub(crate) fn open_ports_for_test(&self) -> Vec<(u32, Channel)> {
+        self.events().open_ports()
     }
 
     fn entry_at(&self, reference: u32) -> u64 {

@@ -83,6 +83,66 @@ static void test_ports(void) {
     expect("event_channel_op from nowhere", channel(4, (void *)NOWHERE), -EFAULT);
 }
 
+/* A channel of the domain's with itself: both ends are ports of its own. */
+static void test_loopback(void) {
+    struct {
+        u16 domain, remote;
+        u32 port;
+    } first = {DOMID_SELF, DOMID_SELF, 0};
+    struct {
+        u16 remote, pad;
+        u32 remote_port, port;
+    } second = {DOMID_SELF, 0, 0, 0};
+    expect("alloc_unbound for itself", channel(6, &first), 0);
+    expect("bind_interdomain to port 0", channel(0, &second), -EINVAL);
+    second.remote_port = start_info->store_event_channel;
+    expect("bind_interdomain to a port that is bound", channel(0, &second), -EINVAL);
+    second.remote_port = 1u << 20;
+    expect("bind_interdomain out of range", channel(0, &second), -EINVAL);
+    second.remote_port = first.port;
+    second.remote = 0;
+    expect("bind_interdomain to domain 0", channel(0, &second), -EINVAL);
+    second.remote = DOMID_SELF;
+    expect("bind_interdomain", channel(0, &second), 0);
+    expect_true("bind_interdomain sets its own port pending", take_event(second.port));
+    expect("status of the port that was unbound", status_of(first.port), 2);
+    expect("status of the port that was bound to it", status_of(second.port), 2);
+    expect("bind_interdomain again", channel(0, &second), -EINVAL);
+    expect("send by the first", channel_port(4, first.port), 0);
+    expect_true("an event for the second", take_event(second.port) && !take_event(first.port));
+    expect("send by the second", channel_port(4, second.port), 0);
+    expect_true("an event for the first", take_event(first.port) && !take_event(second.port));
+    expect("bind_vcpu of it", channel(8, (u32[2]){first.port, 0}), 0);
+    expect("close of the second", channel_port(3, second.port), 0);
+    expect("status of the first then", status_of(first.port), 1);
+    expect("send to nobody", channel_port(4, first.port), 0);
+    expect("bind_interdomain to it", channel(0, &second), 0);
+    expect("close of the first", channel_port(3, first.port), 0);
+    expect("close of the second", channel_port(3, second.port), 0);
+    expect("bind_interdomain from nowhere", channel(0, (void *)NOWHERE), -EFAULT);
+}
+
+/* Closes what the guest has opened. XenStore and the console have ports of the builder's, which are not its to make again. */
+static void test_reset(void) {
+    u16 domain = 0;
+    expect("reset of another domain", channel(10, &domain), -EPERM);
+    expect("reset from nowhere", channel(10, (void *)NOWHERE), -EFAULT);
+    u32 ipi[2] = {0, 0}, debug = 0;
+    channel(7, ipi);
+    bind_virq(1, 0, &debug);
+    channel_port(4, ipi[1]);
+    domain = DOMID_SELF;
+    expect("reset", channel(10, &domain), 0);
+    expect("status of an IPI's port after a reset", status_of(ipi[1]), 0);
+    expect_true("no event of a port that was closed", !take_event(ipi[1]));
+    expect("status of a VIRQ's port after a reset", status_of(debug), 0);
+    expect("status of the console's port after a reset", status_of(start_info->console_event_channel), 2);
+    expect("status of XenStore's port after a reset", status_of(start_info->store_event_channel), 2);
+    expect("send to a port after a reset", channel_port(4, ipi[1]), -EINVAL);
+    /* Without its timer the guest would wait for ever. */
+    timer_bind();
+}
+
 static i64 schedule(u64 command, const void *argument) {
     return hypercall(SCHED_OP, command, (u64)argument, 0, 0);
 }
@@ -126,6 +186,8 @@ static void test_timers(void) {
 void test_events(void) {
     test_virqs();
     test_ports();
+    test_loopback();
+    test_reset();
     test_scheduling();
     test_timers();
 }

@@ -15,19 +15,24 @@ static i64 event_channel(u32 command, u32 port) {
     return hypercall(EVENT_CHANNEL_OP, command, (u64)&argument, 0, 0);
 }
 
-void events_start(void) {
-    console = (struct console_ring *)(KERNEL_BASE + MACHINE_TO_PHYSICAL[start_info->console_mfn] * PAGE);
-    for (u64 n = 0; n < 64; n++)
-        shared_info->mask[n] = ~0ul;
+/* The timer's events come by a port of the guest's choice. */
+void timer_bind(void) {
     struct {
         u32 virq, vcpu, port;
     } bind = {VIRQ_TIMER, 0, 0};
     must(hypercall(EVENT_CHANNEL_OP, EVENT_BIND_VIRQ, (u64)&bind, 0, 0), "the timer cannot be bound");
     timer_port = bind.port;
-    /* Every vCPU starts with a tick each 10 ms that nobody here has asked for. */
-    must(hypercall(VCPU_OP, VCPU_STOP_PERIODIC_TIMER, 0, 0, 0), "the periodic timer cannot be stopped");
     __atomic_fetch_and(&shared_info->pending[timer_port / 64], ~(1ul << timer_port % 64), __ATOMIC_SEQ_CST);
     must(event_channel(EVENT_UNMASK, timer_port), "the timer cannot be unmasked");
+}
+
+void events_start(void) {
+    console = (struct console_ring *)(KERNEL_BASE + MACHINE_TO_PHYSICAL[start_info->console_mfn] * PAGE);
+    for (u64 n = 0; n < 64; n++)
+        shared_info->mask[n] = ~0ul;
+    /* Every vCPU starts with a tick each 10 ms that nobody here has asked for. */
+    must(hypercall(VCPU_OP, VCPU_STOP_PERIODIC_TIMER, 0, 0, 0), "the periodic timer cannot be stopped");
+    timer_bind();
 }
 
 /* The counterpart of an interrupt handler. What would be an acknowledgement to an interrupt controller, a port access that

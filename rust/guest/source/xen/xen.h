@@ -155,6 +155,7 @@ u64 machine_frame(const void *page);
 void memory_start(void);
 void events_start(void);
 void events_handle(void);
+void timer_bind(void);
 i64 mmuext(u32 command, u64 first);
 
 /* What abi.c needs of trap(): the instruction that faulted is passed over, and vector and frame are kept; and who handles

@@ -12,8 +12,11 @@ pub(super) fn event_channel_op(pv: &mut PvCpu, cpu: &mut Vcpu, command: u64, arg
     let domain = &pv.domain;
     let own = |id: u16| id == DOMID_SELF || id == domain.config.domid;
     match command {
-        // bind_interdomain is for back-ends, and this guest is none.
-        0 => Err(Errno::Inval),
+        0 => {
+            let fields = Fields::<12>::read(cpu, arg)?;
+            let port = domain.bind_interdomain(fields.u16(0), fields.u32(4))?;
+            write_u32(cpu, arg.wrapping_add(8), port)
+        }
         1 => {
             let fields = Fields::<12>::read(cpu, arg)?;
             let port = domain.bind_virq(fields.u32(0), fields.u32(4))?;
@@ -51,7 +54,13 @@ pub(super) fn event_channel_op(pv: &mut PvCpu, cpu: &mut Vcpu, command: u64, arg
             }
         }
         9 => domain.unmask(port(cpu, arg)?),
-        10 => Err(Errno::NoSys),
+        10 => {
+            if !own(Fields::<2>::read(cpu, arg)?.u16(0)) {
+                return Err(Errno::Perm);
+            }
+            domain.reset_ports();
+            Ok(())
+        }
         _ => Err(Errno::NoSys),
     }
 }

@@ -89,7 +89,7 @@ impl Backends {
     pub(super) fn serve(&self, domain: &Domain, rung: &[u32]) -> Vec<u32> {
         let mut slots = lock(&self.0);
         let bound = |port: u32| match domain.channel(port) {
-            Some(Channel::Interdomain { port: number, .. }) => Some(number),
+            Some(Channel::Interdomain { remote: BACKEND_DOMID, port: number }) => Some(number),
             _ => None,
         };
         let is_here = |port: &u32| bound(*port).is_some_and(|number| slots.by_number.contains_key(&number));

@@ -274,6 +274,7 @@ fn open_ports(domain: &Domain, plan: &Plan, frames: &Frames<'_>) -> Result<Ports
     let open = |name| {
         let port = domain.allocate_unbound(0)?;
         domain.bind_backend(port, 0, name)?;
+        domain.keep_port(port);
         Ok::<u32, trapgate_xen::Errno>(port)
     };
     let ports = open(1).and_then(|store| Ok(Ports { store, console: open(2)? }));
