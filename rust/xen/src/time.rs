@@ -97,6 +97,15 @@ impl Domain {
         if bound { timers.deadline() } else { timers.poll }
     }
 
+    /// The same for a vCPU that waits: a tick that is pending already, because the guest has masked it, will not wake it
+    /// however often it comes again.
+    pub fn next_wake(&self) -> Option<u64> {
+        let port = self.events().virq_port(virq::TIMER);
+        let ticks = port.is_some_and(|port| !self.is_pending(port));
+        let timers = self.timers();
+        if ticks { timers.deadline() } else { timers.poll }
+    }
+
     /// Raises what is due at system time `now`.
     pub fn advance(&self, now: u64) {
         let (fired, gave_up) = {
@@ -114,5 +123,27 @@ impl Domain {
         if gave_up {
             self.kick();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fake::domain;
+
+    #[test]
+    fn a_tick_that_is_pending_wakes_nobody_again() {
+        let domain = domain();
+        assert_eq!(domain.next_wake(), None, "nobody listens");
+        let port = domain.bind_virq(virq::TIMER, 0).unwrap();
+        assert_eq!(domain.next_wake(), Some(FIRST_PERIOD));
+        domain.advance(FIRST_PERIOD);
+        assert_eq!(domain.next_wake(), None);
+        domain.timers().poll = Some(FIRST_PERIOD + 1);
+        assert_eq!(domain.next_wake(), Some(FIRST_PERIOD + 1));
+        domain.timers().poll = None;
+        assert_eq!(domain.deadline(), Some(2 * FIRST_PERIOD), "it goes on for a vCPU that runs");
+        domain.clear_pending(port);
+        assert_eq!(domain.next_wake(), Some(2 * FIRST_PERIOD));
     }
 }

@@ -49,11 +49,11 @@ impl Board {
         }
     }
 
-    /// When something happens by itself.
+    /// When something happens by itself that a vCPU may wait for.
     pub fn deadline(&self) -> Option<Nanos> {
         match self {
             Board::Pc(board) => board.deadline(),
-            Board::XenPv(board) => board.domain.deadline(),
+            Board::XenPv(board) => board.domain.next_wake(),
         }
     }
 
