@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use trapgate_machine::{ClockKind, Config, Exit, Limits, Machine, ParaPayload};
-use trapgate_x86::model::X86_64_V2;
+use trapgate_x86::model::X86_64_V3;
 use trapgate_xen::Domain;
 use trapgate_xen::paging::{FrameType, Mfn};
 
@@ -23,8 +23,8 @@ const DATA: u64 = BASE + 0x1_1000;
 const DATA_BYTES: u64 = 0x4000;
 
 /// Pieces of code that an operation can run, each ended by a jump to itself: SYSCALL, stores of several kinds, privileged and
-/// undefined instructions.
-const PIECES: [&[u8]; 16] = [
+/// undefined instructions, and those of the extended state.
+const PIECES: [&[u8]; 22] = [
     &[0x0f, 0x05],
     &[0x48, 0x89, 0x07],
     &[0x48, 0x87, 0x07],
@@ -41,6 +41,12 @@ const PIECES: [&[u8]; 16] = [
     &[0xcd, 0x80],
     &[0x8e, 0xe8],
     &[0x50, 0xff, 0x37, 0x8f, 0x07],
+    &[0x0f, 0x22, 0xe0],
+    &[0x0f, 0x01, 0xd1],
+    &[0x0f, 0xae, 0x27],
+    &[0x0f, 0xae, 0x2f],
+    &[0xc5, 0xfc, 0x11, 0x07],
+    &[0x0f, 0x0b, b'x', b'e', b'n', 0x0f, 0xa2],
 ];
 const PIECE: usize = 16;
 
@@ -69,7 +75,7 @@ fn machine() -> Machine {
     code.resize(0x1000 + DATA_BYTES as usize, 0);
     let config = Config {
         memory: 6 << 20,
-        model: X86_64_V2,
+        model: X86_64_V3,
         clock: ClockKind::Virtual,
         seed: 1,
         debug_console: false,
