@@ -116,14 +116,42 @@ pub struct Asm {
     pub code: Vec<u8>,
     /// Address of the buffer's first byte when it runs.
     pub base: u64,
+    /// Where code that is rarely run goes, if not behind the other; and from which byte of the buffer on it does.
+    aside: Option<u64>,
+    cut: Option<usize>,
     /// What the code from which offset on is for, if anybody wants to know.
     pub notes: Option<Vec<(usize, Note)>>,
 }
 
 impl Asm {
+    /// Begins with code to be run at an address.
     pub fn start(&mut self, base: u64) {
         self.code.clear();
-        self.base = base;
+        (self.base, self.aside, self.cut) = (base, None, None);
+    }
+
+    /// The same; code that is rarely run goes elsewhere, so that what is run lies close together.
+    pub fn start_parted(&mut self, base: u64, aside: u64) {
+        self.start(base);
+        self.aside = Some(aside);
+    }
+
+    /// What follows is rarely run.
+    pub fn go_aside(&mut self) {
+        self.cut = self.aside.map(|_| self.code.len());
+    }
+
+    /// The code, and what of it goes aside.
+    pub fn parts(&self) -> (&[u8], &[u8]) {
+        self.code.split_at(self.cut.unwrap_or(self.code.len()))
+    }
+
+    /// Address of a byte of the buffer.
+    fn address(&self, at: usize) -> u64 {
+        match (self.aside, self.cut) {
+            (Some(aside), Some(cut)) if at >= cut => aside + (at - cut) as u64,
+            _ => self.base + at as u64,
+        }
     }
 
     /// Says what the code from here on is for.
@@ -138,7 +166,7 @@ impl Asm {
 
     /// Address of the next byte.
     pub fn here(&self) -> u64 {
-        self.base + self.code.len() as u64
+        self.address(self.code.len())
     }
 
     pub fn bytes(&mut self, bytes: &[u8]) {
@@ -398,7 +426,7 @@ impl Asm {
 
     /// Lets a jump lead to the next byte.
     pub fn bind(&mut self, fixup: Fixup) {
-        let distance = self.code.len() - fixup.end;
+        let distance = self.here().wrapping_sub(self.address(fixup.end - 1) + 1);
         if fixup.wide {
             self.code[fixup.end - 4..fixup.end].copy_from_slice(&(distance as i32).to_le_bytes());
         } else {
@@ -474,5 +502,34 @@ mod tests {
         assert_eq!(text(|a| a.jmp_mem(indexed(RSP, R11, 3, 0x1000))), "jmp qword ptr [rsp+r11*8+0x1000]");
         assert_eq!(text(|a| a.jmp(0x2000)), "jmp 0x2000");
         assert_eq!(text(|a| a.place_of(R11, 0x2000)), "lea r11, [rip+0xff9]");
+    }
+
+    #[test]
+    fn jumps_between_the_usual_code_and_what_goes_aside_know_how_far_that_is() {
+        for aside in [None, Some(0x9000)] {
+            let mut asm = Asm::default();
+            match aside {
+                Some(aside) => asm.start_parted(0x1000, aside),
+                None => asm.start(0x1000),
+            }
+            let early = asm.jmp_later();
+            let back = asm.here();
+            let last = asm.jmp_later();
+            asm.go_aside();
+            let stub = asm.here();
+            assert_eq!(stub, aside.unwrap_or(0x100a));
+            asm.bind(early);
+            asm.bind(last);
+            asm.jmp(back);
+            asm.place_of(R11, back);
+            let (usual, other) = asm.parts();
+            assert_eq!((usual.len(), other.len()), if aside.is_some() { (10, 12) } else { (22, 0) });
+            let target = |at: usize, end: u64| {
+                let field = asm.code[at..at + 4].try_into().map(i32::from_le_bytes).expect("four bytes");
+                end.wrapping_add(i64::from(field) as u64)
+            };
+            assert_eq!([target(1, 0x1005), target(6, 0x100a)], [stub; 2]);
+            assert_eq!([target(11, stub + 5), target(18, stub + 12)], [back; 2]);
+        }
     }
 }

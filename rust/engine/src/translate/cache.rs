@@ -28,8 +28,11 @@ pub struct CodeCache {
     runnable: NonNull<u8>,
     size: usize,
     used: usize,
-    /// How much of the cache has been let go of in the writable mapping.
-    released: usize,
+    /// From here on lies what is rarely run, so far up to there.
+    aside: usize,
+    used_aside: usize,
+    /// Bytes added since the writable mapping has let go of its pages.
+    added: usize,
 }
 
 // SAFETY: the mappings belong to this value alone and move with it.
@@ -56,7 +59,9 @@ impl CodeCache {
                 return Err(error.into());
             }
         };
-        Ok(CodeCache { writable, runnable, size, used: 0, released: 0 })
+        // Stubs, which are run once and less, are a third of what is made.
+        let aside = (size / 3 * 2) & !4095;
+        Ok(CodeCache { writable, runnable, size, used: 0, aside, used_aside: aside, added: 0 })
     }
 
     /// Address at which the next code will run.
@@ -65,14 +70,23 @@ impl CodeCache {
     }
 
     pub fn room(&self) -> usize {
-        self.size - self.used
+        self.aside - self.used
     }
 
-    /// Forgets all code from an address on, which must be one that [`Self::next`] gave.
+    /// Address at which the next code will run that is rarely run.
+    pub fn next_aside(&self) -> u64 {
+        self.runnable.as_ptr() as u64 + self.used_aside as u64
+    }
+
+    pub fn room_aside(&self) -> usize {
+        self.size - self.used_aside
+    }
+
+    /// Forgets all code from an address on, which must be one that [`Self::next`] gave, and all that is rarely run.
     pub fn truncate(&mut self, to: u64) {
         let offset = to.wrapping_sub(self.runnable.as_ptr() as u64) as usize;
         self.used = offset.min(self.used);
-        self.released = 0;
+        self.used_aside = self.aside;
     }
 
     /// Adds code made for [`Self::next`].
@@ -81,9 +95,22 @@ impl CodeCache {
         let at = self.next();
         self.used += code.len();
         // Entries on 16-byte boundaries are fetched best.
-        self.used = ((self.used + 15) & !15).min(self.size);
+        self.used = ((self.used + 15) & !15).min(self.aside);
+        self.put(at, code);
+    }
+
+    /// Adds code made for [`Self::next_aside`].
+    pub fn append_aside(&mut self, code: &[u8]) {
+        assert!(code.len() <= self.room_aside(), "the code cache is full");
+        let at = self.next_aside();
+        self.used_aside += code.len();
+        self.put(at, code);
+    }
+
+    fn put(&mut self, at: u64, code: &[u8]) {
         self.write(at, code);
-        if self.used - self.released > RELEASE {
+        self.added += code.len();
+        if self.added > RELEASE {
             self.release();
         }
     }
@@ -91,7 +118,7 @@ impl CodeCache {
     /// Takes the pages out of the writable mapping, so that they count once: the file keeps them, and what is written to
     /// comes back.
     fn release(&mut self) {
-        self.released = self.used;
+        self.added = 0;
         let advice = rustix::mm::Advice::LinuxDontNeed;
         // SAFETY: the whole of our own shared mapping, whose contents are the file's.
         let _ = unsafe { rustix::mm::madvise(self.writable.as_ptr().cast(), self.size, advice) };
@@ -100,7 +127,8 @@ impl CodeCache {
     /// Writes bytes at a cache address that holds code already.
     pub fn write(&mut self, at: u64, bytes: &[u8]) {
         let offset = at.wrapping_sub(self.runnable.as_ptr() as u64) as usize;
-        assert!(offset < self.used && bytes.len() <= self.used - offset, "a write outside of the code cache");
+        let end = if offset < self.aside { self.used } else { self.used_aside };
+        assert!(offset <= end && bytes.len() <= end - offset, "a write outside of the code cache");
         // SAFETY: in bounds by the test; the writable mapping is not referenced by anything else.
         unsafe { ptr::copy_nonoverlapping(bytes.as_ptr(), self.writable.as_ptr().add(offset), bytes.len()) }
     }

@@ -1,4 +1,4 @@
-//! Where translated code leaves: what each exit means, and the stubs behind a unit that say which one was taken.
+//! Where translated code leaves: what each exit means, and the stubs that say which one was taken.
 
 use std::num::NonZeroU32;
 
@@ -161,7 +161,7 @@ impl Exits {
     }
 }
 
-/// Code that is put behind its unit.
+/// Code that is not run in a row with its unit's: branches are put behind it, stubs where they are out of the way.
 #[derive(Clone, Copy, Debug)]
 pub enum Cold {
     /// `jump` leads to a stub that asks for a page, perhaps the stack's. The address is in R10, or `base + low`; the access

@@ -149,7 +149,8 @@ pub fn explain(code: &[u8], address: u64, user: bool, features: &Features) -> Ex
         // Each address is shown once.
         follow: false,
     };
-    let mut asm = Asm { notes: Some(Vec::new()), ..Asm::default() };
+    let mut asm = Asm::default();
+    asm.notes = Some(Vec::new());
     asm.start(BASE);
     let mut exits = Exits::default();
     exits.add(Exit::Astray);

@@ -388,57 +388,80 @@ impl Flow<'_> {
         asm.jmp(self.thunks.exit);
     }
 
-    /// Emits what is rarely run.
+    /// Emits what is not run in a row with the rest, and then what is rarely run: stubs that leave.
     pub fn finish(&mut self) {
+        let mut stubs = Vec::new();
         while let Some(cold) = self.emitter.cold.pop() {
-            self.emitter.asm.note(Note::Cold(cold));
-            match cold {
-                Cold::Leave { jump, exit } => {
-                    self.emitter.asm.bind(jump);
-                    self.stub(exit, self.thunks.exit);
-                }
-                Cold::Restore { jump, exit } => {
-                    self.emitter.asm.bind(jump);
-                    self.emitter.restore_flags();
-                    self.stub(exit, self.thunks.exit);
-                }
-                Cold::Miss { jump, exit, address, stack, retry } => {
-                    self.emitter.asm.bind(jump);
-                    let mut thunk = self.thunks.miss;
-                    if let Some((base, low)) = address {
-                        self.emitter.asm.lea(R10, at(base, low));
-                    }
-                    if stack {
-                        self.emitter.asm.place_of(R11, retry);
-                        thunk = if self.emitter.user { self.thunks.user_stack } else { self.thunks.stack };
-                    }
-                    self.stub(exit, thunk);
-                }
-                Cold::Broken { jump, target, count, iteration } => {
-                    let Iteration { len, counts_in_memory: in_memory, spare } = iteration;
-                    self.emitter.asm.bind(jump);
-                    self.emitter.return_spare(spare);
-                    if in_memory {
-                        self.emitter.asm.load(RCX, field!(iterations));
-                    }
-                    let used_up = self.give_back(len, count);
-                    self.leave_charged(target, used_up);
-                }
-                Cold::Elsewhere { jump, rip, count, moved } => {
-                    self.emitter.asm.bind(jump);
-                    self.emitter.put_off.moved = moved;
-                    self.emitter.settle();
-                    self.leave_indirect(rip, count, 8);
-                }
-                Cold::Back { jump, count } => {
-                    self.emitter.asm.bind(jump);
-                    self.round(count);
-                }
-                Cold::Taken { jump, target, count } => {
-                    self.emitter.asm.bind(jump);
-                    self.leave_to(target, count);
-                }
+            if matches!(cold, Cold::Leave { .. } | Cold::Restore { .. } | Cold::Miss { .. }) {
+                stubs.push(cold);
+            } else {
+                self.emitter.asm.note(Note::Cold(cold));
+                self.branch(cold);
             }
+        }
+        self.emitter.asm.go_aside();
+        for cold in stubs {
+            self.emitter.asm.note(Note::Cold(cold));
+            self.leave(cold);
+        }
+    }
+
+    /// A stub.
+    fn leave(&mut self, cold: Cold) {
+        match cold {
+            Cold::Leave { jump, exit } => {
+                self.emitter.asm.bind(jump);
+                self.stub(exit, self.thunks.exit);
+            }
+            Cold::Restore { jump, exit } => {
+                self.emitter.asm.bind(jump);
+                self.emitter.restore_flags();
+                self.stub(exit, self.thunks.exit);
+            }
+            Cold::Miss { jump, exit, address, stack, retry } => {
+                self.emitter.asm.bind(jump);
+                let mut thunk = self.thunks.miss;
+                if let Some((base, low)) = address {
+                    self.emitter.asm.lea(R10, at(base, low));
+                }
+                if stack {
+                    self.emitter.asm.place_of(R11, retry);
+                    thunk = if self.emitter.user { self.thunks.user_stack } else { self.thunks.stack };
+                }
+                self.stub(exit, thunk);
+            }
+            _ => {}
+        }
+    }
+
+    /// Where a branch goes on.
+    fn branch(&mut self, cold: Cold) {
+        match cold {
+            Cold::Broken { jump, target, count, iteration } => {
+                let Iteration { len, counts_in_memory: in_memory, spare } = iteration;
+                self.emitter.asm.bind(jump);
+                self.emitter.return_spare(spare);
+                if in_memory {
+                    self.emitter.asm.load(RCX, field!(iterations));
+                }
+                let used_up = self.give_back(len, count);
+                self.leave_charged(target, used_up);
+            }
+            Cold::Elsewhere { jump, rip, count, moved } => {
+                self.emitter.asm.bind(jump);
+                self.emitter.put_off.moved = moved;
+                self.emitter.settle();
+                self.leave_indirect(rip, count, 8);
+            }
+            Cold::Back { jump, count } => {
+                self.emitter.asm.bind(jump);
+                self.round(count);
+            }
+            Cold::Taken { jump, target, count } => {
+                self.emitter.asm.bind(jump);
+                self.leave_to(target, count);
+            }
+            _ => {}
         }
     }
 

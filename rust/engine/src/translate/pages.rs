@@ -237,7 +237,7 @@ impl Translator {
         let length = PAGE as usize - offset;
         let mut code = [0; PAGE as usize];
         cpu.memory.read_host(key.host, &mut code);
-        self.asm.start(self.cache.next());
+        self.asm.start_parted(self.cache.next(), self.cache.next_aside());
         let longest = self.options.longest;
         let source = Source {
             rip,
@@ -268,7 +268,8 @@ impl Translator {
         self.follow_changes(cpu);
         let page = &mut self.pages.all[page as usize];
         let slot = offset as u16 | if alone { ALONE } else { 0 };
-        let fits = self.asm.code.len() <= self.cache.room();
+        let (usual, aside) = self.asm.parts();
+        let fits = usual.len() <= self.cache.room() && aside.len() <= self.cache.room_aside();
         if !fits && self.cache.next() != self.start {
             self.empty();
             return self.unit_at(cpu, rip, alone);
@@ -278,7 +279,9 @@ impl Translator {
             page.units.insert(slot, None);
             return None;
         };
-        self.cache.append(&self.asm.code);
+        let (usual, aside) = self.asm.parts();
+        self.cache.append(usual);
+        self.cache.append_aside(aside);
         self.stats.units += 1;
         let code: Box<[u8]> = made
             .pieces
@@ -309,7 +312,7 @@ impl Translator {
         bytes[inside..inside + MAX_LENGTH].copy_from_slice(&second.bytes);
         let source = Source { code: &bytes[..inside + MAX_LENGTH], from: source.rip, ..source };
         // The look at the second page may have ended units.
-        self.asm.start(self.cache.next());
+        self.asm.start_parted(self.cache.next(), self.cache.next_aside());
         let made = unit::across(&mut self.asm, &mut self.exits, &self.thunks, &source, second)?;
         let linear = source.rip.wrapping_add(inside as u64);
         let key = Key { linear, host: second.host, user: source.user };
@@ -488,14 +491,14 @@ impl Room<'_> {
     /// Whoever still leads to the unit at `rip` leaves, until a successor is made. False if there is no room for that.
     fn end_unit(&mut self, unit: &Unit, rip: u64, out: u64) -> bool {
         let exit = self.exits.add(Exit::Gone { rip });
-        self.asm.start(self.cache.next());
+        self.asm.start(self.cache.next_aside());
         self.asm.store_constant32(super::context::field!(exit), exit);
         self.asm.jmp(out);
-        if self.asm.code.len() + 16 > self.cache.room() {
+        if self.asm.code.len() > self.cache.room_aside() {
             return false;
         }
         let stub = self.asm.base;
-        self.cache.append(&self.asm.code);
+        self.cache.append_aside(&self.asm.code);
         self.cache.write(unit.entry, &[0xe9]);
         self.cache.aim(unit.entry + 1, stub);
         true
