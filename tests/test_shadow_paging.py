@@ -72,6 +72,8 @@ def test_break_even() -> None:
     assert made.left("native") is None
     assert made.break_even("para", "shadow") == pytest.approx(5.0)
     assert made.break_even("para", "trapgate") is None
+    close = {"shadow": {"interrupts": 100.0}, "para": {"interrupts": 99.5}}
+    assert row({"para": 2.0, "shadow": 1.0}, close).break_even("para", "shadow") is None
     assert made.break_even("trapgate", "para") == 0
     assert made.break_even("para", "native") is None
     assert row({"para": 1.0, "shadow": 2.0}, {}).break_even("para", "shadow") is None

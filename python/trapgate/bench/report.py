@@ -13,6 +13,9 @@ __all__ = ["SUBJECT", "Figures", "Report", "Row"]
 #: What the peers are compared with.
 SUBJECT = "trapgate"
 
+# What part of the departures a guest must do without for that to count.
+_LEAST_SAVING = 0.01
+
 
 @dataclass(frozen=True)
 class Figures:
@@ -70,7 +73,9 @@ class Row:
         longer = self.figures[peer].median - self.figures[other].median
         if longer <= 0:
             return 0.0
-        return longer / (others - mine) if others > mine else None
+        saved = others - mine
+        # A tick more or less that fell into a run is no saving.
+        return longer / saved if saved > _LEAST_SAVING * others else None
 
 
 @dataclass(frozen=True, kw_only=True)
