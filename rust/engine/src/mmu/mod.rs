@@ -5,6 +5,7 @@ pub(crate) mod direct;
 pub mod inspect;
 pub(crate) mod kept;
 mod place;
+mod reading;
 pub(crate) mod shadow;
 pub(crate) mod shadow_pages;
 pub mod tlb;

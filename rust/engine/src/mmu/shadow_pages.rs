@@ -10,10 +10,11 @@
 use std::collections::HashMap;
 use std::hash::BuildHasherDefault;
 
+use super::reading::Reading;
 use super::walk::{Format, Mapping, Paging, Step};
 use crate::memory::{GuestMemory, PAGE, after_a_write};
 use crate::mix::Mix;
-use trapgate_x86::regs::{cr4, efer};
+use trapgate_x86::regs::cr4;
 
 const P: u64 = 1;
 const RW: u64 = 1 << 1;
@@ -30,6 +31,8 @@ const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 const LEVELS: usize = 4;
 /// Shadows at most: 8 MiB of them, or 16 with tables of 1024 entries.
 const MOST: usize = 2048;
+/// Entries that lead from shadow to shadow at most: a guest may let millions lead to one.
+const MOST_LINKS: usize = 1 << 17;
 /// A table that no other leads to, a root, may be none any more, which nothing says: after so many stores without a walk.
 const FLOOD: u8 = 3;
 
@@ -50,56 +53,6 @@ struct ShadowPage {
     walked: bool,
 }
 
-/// What the meaning of entries depends on besides themselves.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Reading {
-    format: Format,
-    nxe: bool,
-    pse: bool,
-    gigabyte_pages: bool,
-    physical_bits: u8,
-}
-
-impl Reading {
-    fn of(paging: &Paging) -> Reading {
-        Reading {
-            format: paging.format(),
-            nxe: paging.efer & efer::NXE != 0,
-            pse: paging.cr4 & cr4::PSE != 0,
-            gigabyte_pages: paging.gigabyte_pages,
-            physical_bits: paging.physical_bits,
-        }
-    }
-
-    fn entry_size(&self) -> u64 {
-        if self.format == Format::Bits32 { 4 } else { 8 }
-    }
-
-    /// The lowest bit of a linear address that selects an entry at a level: what an entry there maps is that big.
-    fn shift(&self, level: u8) -> u32 {
-        let bits = if self.format == Format::Bits32 { 10 } else { 9 };
-        12 + bits * (u32::from(level) - 1)
-    }
-
-    fn index(&self, level: u8, linear: u64) -> usize {
-        (linear >> self.shift(level) & (PAGE / self.entry_size() - 1)) as usize
-    }
-
-    /// Where translation of a linear address begins: a table in memory, and its level.
-    fn root(&self, paging: &Paging, linear: u64) -> Option<(u64, u8)> {
-        let address = ((1u64 << self.physical_bits) - 1) & !0xfff;
-        match self.format {
-            Format::Off => None,
-            Format::Bits32 => Some((paging.cr3 & 0xffff_f000, 2)),
-            Format::Pae => {
-                let entry = paging.pdptes[(linear >> 30 & 3) as usize];
-                (entry & P != 0).then_some((entry & address, 2))
-            }
-            Format::Level4 => Some((paging.cr3 & address, 4)),
-        }
-    }
-}
-
 /// All shadows of a vCPU.
 #[derive(Debug)]
 pub(crate) struct ShadowPages {
@@ -108,6 +61,8 @@ pub(crate) struct ShadowPages {
     /// By the host offset of a table's page: one more than the number of its shadow of each level.
     tables: HashMap<u64, [u32; LEVELS], BuildHasherDefault<Mix>>,
     reading: Option<Reading>,
+    /// Entries that lead from shadow to shadow.
+    links: usize,
     /// Where the next look for something to drop begins.
     hand: usize,
     most: usize,
@@ -126,6 +81,7 @@ impl ShadowPages {
             free: Vec::new(),
             tables: HashMap::default(),
             reading: None,
+            links: 0,
             hand: 0,
             most,
         }
@@ -133,7 +89,11 @@ impl ShadowPages {
 
     /// Bytes that the shadows take.
     pub fn bytes(&self) -> usize {
-        self.pages.iter().flatten().map(|page| size_of::<ShadowPage>() + 8 * page.entries.len()).sum()
+        let of = |page: &ShadowPage| {
+            let links = page.parents.capacity() * size_of::<(u32, u16)>();
+            size_of::<ShadowPage>() + 8 * page.entries.len() + links
+        };
+        self.pages.iter().flatten().map(of).sum()
     }
 
     fn find(&self, table: u64, level: u8) -> Option<u32> {
@@ -154,7 +114,7 @@ impl ShadowPages {
         self.tables.drain().for_each(|(table, _)| memory.release_table(table));
         self.pages.clear();
         self.free.clear();
-        self.hand = 0;
+        (self.links, self.hand) = (0, 0);
     }
 
     /// What the shadows say of a linear address; the mapping's `gpa` is that of the address.
@@ -292,6 +252,7 @@ impl ShadowPages {
         // First, so that a child is not dropped whose entry only changes its flags.
         if let Some(Some(page)) = self.pages.get_mut(child as usize) {
             page.parents.push(parent);
+            self.links += 1;
         }
         self.clear_entry(memory, parent.0, parent.1.into());
         if let Some(Some(page)) = self.pages.get_mut(parent.0 as usize) {
@@ -312,6 +273,7 @@ impl ShadowPages {
         let Some(Some(page)) = self.pages.get_mut(child as usize) else { return };
         if let Some(n) = page.parents.iter().position(|known| *known == parent) {
             page.parents.swap_remove(n);
+            self.links -= 1;
         }
         if page.parents.is_empty() {
             self.drop_page(memory, child as u32);
@@ -321,6 +283,7 @@ impl ShadowPages {
     /// Drops a shadow, and what it alone led to. The table may be written directly again.
     fn drop_page(&mut self, memory: &GuestMemory, at: u32) {
         let Some(page) = self.pages.get_mut(at as usize).and_then(Option::take) else { return };
+        self.links -= page.parents.len();
         for (parent, index) in page.parents {
             if let Some(Some(parent)) = self.pages.get_mut(parent as usize) {
                 parent.entries[usize::from(index)] = 0;
@@ -345,7 +308,7 @@ impl ShadowPages {
 
     /// Makes sure that one walk's shadows fit in: the first ones go that no walk has come by since the last time.
     fn make_room(&mut self, memory: &GuestMemory) {
-        while self.pages.len() - self.free.len() + LEVELS > self.most {
+        while self.pages.len() - self.free.len() + LEVELS > self.most || self.links > MOST_LINKS {
             self.hand = (self.hand + 1) % self.pages.len();
             if let Some(page) = &mut self.pages[self.hand]
                 && !std::mem::take(&mut page.walked)
@@ -384,7 +347,7 @@ mod tests {
     use super::*;
     use crate::memory::Region;
     use crate::mmu::walk::walk;
-    use trapgate_x86::regs::cr0;
+    use trapgate_x86::regs::{cr0, efer};
 
     const PAGES: u64 = 24;
     /// Fewer than there are tables.
@@ -461,13 +424,43 @@ mod tests {
                     assert_eq!(shadows.get(&memory, &paging, linear), Some(right), "{linear:#x} in {cr3:#x}");
                 }
             }
-            let live = shadows.pages.iter().flatten().count();
-            assert!(live <= FEW);
+            let live = shadows.pages.iter().flatten();
+            assert!(live.clone().count() <= FEW);
+            assert_eq!(live.map(|page| page.parents.len()).sum::<usize>(), shadows.links);
             for page in 0..PAGES {
                 let shadow = shadows.pages.iter().flatten().any(|shadow| shadow.table == page * PAGE);
                 assert_eq!(memory.table_state(page * PAGE) & 1 == 1, shadow, "page {page}");
             }
         }
+    }
+
+    #[test]
+    fn entries_that_all_lead_to_one_table_are_bounded() {
+        const DIRECTORIES: u64 = 300;
+        let frames = DIRECTORIES + 8;
+        let memory = GuestMemory::new(&[Region { start: 0, len: frames * PAGE, read_only: false }]).unwrap();
+        // A root, a table for each level above the directories, and one page table for all of them.
+        let (root, pointers, table) = (0, PAGE, 2 * PAGE);
+        memory.store(root, pointers | P | RW);
+        memory.store(table, table | P | RW);
+        for n in 0..DIRECTORIES {
+            let directory = (4 + n) * PAGE;
+            memory.store(pointers + 8 * n, directory | P | RW);
+            (0..512).for_each(|entry| memory.store(directory + 8 * entry, table | P | RW));
+        }
+        let paging = paging(Format::Level4, root, &memory);
+        let mut shadows = ShadowPages::default();
+        let mut most = 0;
+        for linear in (0..DIRECTORIES << 30).step_by(2 << 20) {
+            let mut met = Vec::new();
+            let mapping = walk(&memory, &paging, linear, |step| met.push(step)).unwrap();
+            assert_eq!(shadows.get(&memory, &paging, linear), None);
+            shadows.insert(&memory, &paging, linear, &met, &mapping);
+            assert_eq!(shadows.get(&memory, &paging, linear), Some(mapping));
+            most = most.max(shadows.links);
+        }
+        assert!((MOST_LINKS..=MOST_LINKS + LEVELS).contains(&most), "{most}");
+        assert!(shadows.bytes() < 4 << 20, "{}", shadows.bytes());
     }
 
     #[test]
