@@ -261,9 +261,7 @@ impl Vcpu {
     /// After a store of so many bytes by the slow way: code of the page may have been running, and it may hold a page table
     /// with a shadow.
     pub(crate) fn after_write(&mut self, host: u64, len: usize) {
-        if self.shadow_pages.is_some() {
-            self.follow_store(host, len);
-        }
+        self.follow_store(host, len);
         if self.running_pages.contains(&(host & !0xfff)) {
             self.end_block();
         }

@@ -129,6 +129,7 @@ impl Vcpu {
     }
 
     /// A store of so many bytes was made by the slow way.
+    #[inline]
     pub(super) fn follow_store(&mut self, host: u64, len: usize) {
         if let Some(shadows) = &mut self.shadow_pages
             && self.memory.table_state(host) & 1 == 1

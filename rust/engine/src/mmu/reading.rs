@@ -1,12 +1,9 @@
 //! How entries of page tables are to be read, which hangs on control registers and the model: their size, which bits of a linear
 //! address select one, where translation begins.
 
-use super::walk::{Format, Paging};
+use super::walk::{Format, P, Paging};
 use crate::memory::PAGE;
 use trapgate_x86::regs::{cr4, efer};
-
-/// Present.
-const P: u64 = 1;
 
 /// What the meaning of entries depends on besides themselves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

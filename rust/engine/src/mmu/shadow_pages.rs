@@ -11,21 +11,12 @@ use std::collections::HashMap;
 use std::hash::BuildHasherDefault;
 
 use super::reading::Reading;
-use super::walk::{Format, Mapping, Paging, Step};
+use super::walk::{A, D, Format, G, Mapping, NX, P, PS, Paging, RW, Step, US};
 use crate::memory::{GuestMemory, PAGE, after_a_write};
 use crate::mix::Mix;
 use trapgate_x86::regs::cr4;
 
-const P: u64 = 1;
-const RW: u64 = 1 << 1;
-const US: u64 = 1 << 2;
-const A: u64 = 1 << 5;
-const D: u64 = 1 << 6;
-/// Set in a shadow's entry only if it maps a page.
-const PS: u64 = 1 << 7;
-const G: u64 = 1 << 8;
-const NX: u64 = 1 << 63;
-/// Of an entry: what it maps, or the number of the next shadow.
+/// Of an entry: what it maps, or the number of the next shadow. PS is set only if it maps a page.
 const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 
 const LEVELS: usize = 4;
@@ -96,6 +87,10 @@ impl ShadowPages {
         self.pages.iter().flatten().map(of).sum()
     }
 
+    fn page(&mut self, at: u32) -> Option<&mut ShadowPage> {
+        self.pages.get_mut(at as usize)?.as_mut()
+    }
+
     fn find(&self, table: u64, level: u8) -> Option<u32> {
         self.tables.get(&table)?.get(usize::from(level) - 1)?.checked_sub(1)
     }
@@ -125,7 +120,7 @@ impl ShadowPages {
         let mut rights = US | RW;
         let mut no_execute = 0;
         loop {
-            let page = self.pages.get_mut(at as usize)?.as_mut()?;
+            let page = self.page(at)?;
             if memory.table_state(page.table) != page.state {
                 // Somebody else has written there, a device perhaps.
                 self.drop_page(memory, at);
@@ -196,7 +191,7 @@ impl ShadowPages {
             let dirty = if mapping.dirty { D } else { 0 };
             let large = if step.level > 1 { PS } else { 0 };
             self.clear_entry(memory, at, index);
-            if let Some(Some(page)) = self.pages.get_mut(at as usize) {
+            if let Some(page) = self.page(at) {
                 page.entries[index] = base | flags | dirty | large | step.entry & G;
             }
         }
@@ -213,7 +208,7 @@ impl ShadowPages {
         traced: &mut Vec<u64>,
     ) -> Option<u32> {
         if let Some(at) = self.find(table, level) {
-            let known = self.pages.get(at as usize)?.as_ref()?;
+            let known = self.page(at)?;
             if known.state == memory.table_state(table) {
                 return Some(at);
             }
@@ -243,26 +238,23 @@ impl ShadowPages {
     /// Lets an entry lead to a shadow.
     fn link(&mut self, memory: &GuestMemory, parent: (u32, u16), flags: u64, child: u32) {
         let entry = u64::from(child) << 12 | flags;
-        let known = |pages: &[Option<ShadowPage>]| {
-            Some(pages.get(parent.0 as usize)?.as_ref()?.entries[usize::from(parent.1)])
-        };
-        if known(&self.pages) == Some(entry) {
+        if self.page(parent.0).is_some_and(|page| page.entries[usize::from(parent.1)] == entry) {
             return;
         }
         // First, so that a child is not dropped whose entry only changes its flags.
-        if let Some(Some(page)) = self.pages.get_mut(child as usize) {
+        if let Some(page) = self.page(child) {
             page.parents.push(parent);
             self.links += 1;
         }
         self.clear_entry(memory, parent.0, parent.1.into());
-        if let Some(Some(page)) = self.pages.get_mut(parent.0 as usize) {
+        if let Some(page) = self.page(parent.0) {
             page.entries[usize::from(parent.1)] = entry;
         }
     }
 
     /// Empties an entry. What it alone led to has no use any more.
     fn clear_entry(&mut self, memory: &GuestMemory, at: u32, index: usize) {
-        let Some(Some(page)) = self.pages.get_mut(at as usize) else { return };
+        let Some(page) = self.page(at) else { return };
         let entry = std::mem::take(&mut page.entries[index]);
         if entry != 0 && page.level > 1 && entry & PS == 0 {
             self.unlink(memory, (entry & ADDRESS) >> 12, (at, index as u16));
@@ -270,12 +262,12 @@ impl ShadowPages {
     }
 
     fn unlink(&mut self, memory: &GuestMemory, child: u64, parent: (u32, u16)) {
-        let Some(Some(page)) = self.pages.get_mut(child as usize) else { return };
-        if let Some(n) = page.parents.iter().position(|known| *known == parent) {
-            page.parents.swap_remove(n);
-            self.links -= 1;
-        }
-        if page.parents.is_empty() {
+        let Some(page) = self.page(child as u32) else { return };
+        let link = page.parents.iter().position(|known| *known == parent);
+        link.map(|n| page.parents.swap_remove(n));
+        let orphan = page.parents.is_empty();
+        self.links -= usize::from(link.is_some());
+        if orphan {
             self.drop_page(memory, child as u32);
         }
     }
@@ -285,7 +277,7 @@ impl ShadowPages {
         let Some(page) = self.pages.get_mut(at as usize).and_then(Option::take) else { return };
         self.links -= page.parents.len();
         for (parent, index) in page.parents {
-            if let Some(Some(parent)) = self.pages.get_mut(parent as usize) {
+            if let Some(parent) = self.page(parent) {
                 parent.entries[usize::from(index)] = 0;
             }
         }
@@ -329,7 +321,7 @@ impl ShadowPages {
         // Systems change flags by a store of one byte, the lowest.
         let fits = inside && (len >= 4 || len == 1 && offset % size == 0);
         for at in levels.into_iter().filter_map(|n| n.checked_sub(1)) {
-            let Some(Some(page)) = self.pages.get_mut(at as usize) else { continue };
+            let Some(page) = self.page(at) else { continue };
             page.state = after_a_write(page.state);
             page.stores = page.stores.saturating_add(1);
             let flood = page.parents.is_empty() && page.stores >= FLOOD;

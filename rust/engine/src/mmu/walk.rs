@@ -7,14 +7,15 @@ use trapgate_x86::regs::{cr0, cr4, efer, pf};
 
 use crate::memory::{GuestMemory, PAGE};
 
-const P: u64 = 1;
-const RW: u64 = 1 << 1;
-const US: u64 = 1 << 2;
-const A: u64 = 1 << 5;
-const D: u64 = 1 << 6;
-const PS: u64 = 1 << 7;
-const G: u64 = 1 << 8;
-const NX: u64 = 1 << 63;
+/// Bits of an entry (SDM vol. 3, tables 4-4 to 4-20).
+pub(super) const P: u64 = 1;
+pub(super) const RW: u64 = 1 << 1;
+pub(super) const US: u64 = 1 << 2;
+pub(super) const A: u64 = 1 << 5;
+pub(super) const D: u64 = 1 << 6;
+pub(super) const PS: u64 = 1 << 7;
+pub(super) const G: u64 = 1 << 8;
+pub(super) const NX: u64 = 1 << 63;
 
 /// What translation depends on besides memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]

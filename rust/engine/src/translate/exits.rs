@@ -180,3 +180,10 @@ pub enum Cold {
     /// Round a loop, of which `count` instructions are complete.
     Back { jump: Fixup, count: u32 },
 }
+
+impl Cold {
+    /// Whether it leaves and is rarely run: what a linked jump or an access that finds its page never comes by.
+    pub fn is_stub(self) -> bool {
+        matches!(self, Cold::Leave { .. } | Cold::Restore { .. } | Cold::Miss { .. })
+    }
+}

@@ -392,22 +392,20 @@ impl Flow<'_> {
     pub fn finish(&mut self) {
         let mut stubs = Vec::new();
         while let Some(cold) = self.emitter.cold.pop() {
-            if matches!(cold, Cold::Leave { .. } | Cold::Restore { .. } | Cold::Miss { .. }) {
+            if cold.is_stub() {
                 stubs.push(cold);
             } else {
-                self.emitter.asm.note(Note::Cold(cold));
-                self.branch(cold);
+                self.emit_cold(cold);
             }
         }
         self.emitter.asm.go_aside();
         for cold in stubs {
-            self.emitter.asm.note(Note::Cold(cold));
-            self.leave(cold);
+            self.emit_cold(cold);
         }
     }
 
-    /// A stub.
-    fn leave(&mut self, cold: Cold) {
+    fn emit_cold(&mut self, cold: Cold) {
+        self.emitter.asm.note(Note::Cold(cold));
         match cold {
             Cold::Leave { jump, exit } => {
                 self.emitter.asm.bind(jump);
@@ -430,13 +428,6 @@ impl Flow<'_> {
                 }
                 self.stub(exit, thunk);
             }
-            _ => {}
-        }
-    }
-
-    /// Where a branch goes on.
-    fn branch(&mut self, cold: Cold) {
-        match cold {
             Cold::Broken { jump, target, count, iteration } => {
                 let Iteration { len, counts_in_memory: in_memory, spare } = iteration;
                 self.emitter.asm.bind(jump);
@@ -461,7 +452,6 @@ impl Flow<'_> {
                 self.emitter.asm.bind(jump);
                 self.leave_to(target, count);
             }
-            _ => {}
         }
     }
 
